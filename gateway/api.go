@@ -1,0 +1,154 @@
+// Package gateway holds the doors to an agent that are not kernel mounts: the
+// HTTP and JSON control API on the agent's socket, the metrics and health
+// endpoints, and the client of that API which the command line uses.
+//
+// The JSON below is stable: fields are added, never renamed or removed.
+package gateway
+
+import (
+	"context"
+	"time"
+)
+
+// Agent is what the API serves; package peer implements it. All methods may be
+// called concurrently.
+type Agent interface {
+	Status() Status
+	Peers() []Peer
+	Mounts() []Mount
+	// Mount mounts a source on a directory of the agent's host and returns when
+	// the kernel answers from it.
+	Mount(ctx context.Context, r MountRequest) (Mount, error)
+	Unmount(ctx context.Context, dir string) error
+	// Locate says where the blocks of a mounted path, or of a source URL's
+	// object, are.
+	Locate(ctx context.Context, path string) (Location, error)
+	// Prefetch begins to bring everything below a mounted path or source URL
+	// into the local cache, and returns the job, which goes on after ctx ends.
+	Prefetch(ctx context.Context, r PrefetchRequest) (Job, error)
+	// Job returns how far a job is; ErrNotFound when unknown. Finished jobs are
+	// kept for an hour, at most 1,000 of them.
+	Job(id string) (Job, error)
+	CancelJob(id string) error
+	// Ready is nil once the mesh listens and every configured mount is mounted.
+	Ready() error
+}
+
+// Status is the answer of /api/v1/status.
+type Status struct {
+	PeerID    string    `json:"peer_id"`
+	Version   string    `json:"version"`
+	PID       int       `json:"pid"`
+	Started   time.Time `json:"started"`
+	Ready     bool      `json:"ready"`
+	Listen    []string  `json:"listen"`
+	HTTP      string    `json:"http,omitempty"`
+	DataPlane string    `json:"data_plane"`
+	// Standalone says that the agent has no cluster key and joins nobody.
+	Standalone bool `json:"standalone"`
+	Peers      int  `json:"peers"`
+	// Fetched are the bytes that reads asked for, by where they came from.
+	Fetched FetchedBytes `json:"fetched_bytes"`
+	// OriginBytes and OriginRequests are what the origin was asked for.
+	OriginBytes    int64            `json:"origin_bytes"`
+	OriginRequests map[string]int64 `json:"origin_requests"`
+	CorruptBlocks  map[string]int64 `json:"corrupt_blocks"`
+	Tiers          []Tier           `json:"tiers"`
+	Mounts         []Mount          `json:"mounts"`
+}
+
+// FetchedBytes is covey_fetch_bytes_total.
+type FetchedBytes struct {
+	Local     int64 `json:"local"`
+	Neighbour int64 `json:"neighbour"`
+	Origin    int64 `json:"origin"`
+}
+
+// Tier is one cache directory.
+type Tier struct {
+	Dir      string `json:"dir"`
+	Budget   int64  `json:"budget_bytes"`
+	Used     int64  `json:"used_bytes"`
+	Objects  int    `json:"objects"`
+	Blocks   int    `json:"blocks"`
+	ReadOnly bool   `json:"read_only"`
+}
+
+// Mount is one mounted data set.
+type Mount struct {
+	Source         string `json:"source"`
+	Dir            string `json:"dir"`
+	Passthrough    bool   `json:"passthrough"`
+	PassthroughWhy string `json:"passthrough_why,omitempty"`
+	// Opens since the mount, by how they were served.
+	OpensPassthrough uint64 `json:"opens_passthrough"`
+	OpensDaemon      uint64 `json:"opens_daemon"`
+}
+
+// Peer is one member of the mesh other than this agent.
+type Peer struct {
+	ID        string    `json:"id"`
+	Host      string    `json:"host"`
+	Zone      string    `json:"zone,omitempty"`
+	Rack      string    `json:"rack,omitempty"`
+	Addresses []string  `json:"addresses"`
+	Connected bool      `json:"connected"`
+	LastSeen  time.Time `json:"last_seen"`
+	// RTT is the smoothed round trip in microseconds, 0 when unknown.
+	RTTMicros     int64 `json:"rtt_us"`
+	SentBytes     int64 `json:"sent_bytes"`
+	ReceivedBytes int64 `json:"received_bytes"`
+	Errors        int64 `json:"errors"`
+}
+
+// MountRequest is the body of POST /api/v1/mounts.
+type MountRequest struct {
+	Source string `json:"source"`
+	Dir    string `json:"dir"`
+}
+
+// PrefetchRequest is the body of POST /api/v1/prefetch.
+type PrefetchRequest struct {
+	// Path is an absolute path below a mount, or a source URL.
+	Path string `json:"path"`
+	// Replicas is how many copies the mesh should hold; 0 means this agent's.
+	Replicas int `json:"replicas,omitempty"`
+	// Rate is the most bytes per second; 0 means unlimited.
+	Rate int64 `json:"rate_bytes,omitempty"`
+}
+
+// Job is a prefetch under way or finished.
+type Job struct {
+	ID    string `json:"id"`
+	Path  string `json:"path"`
+	State string `json:"state"` // "running", "done", "failed", "cancelled"
+	Error string `json:"error,omitempty"`
+	// Files and Bytes are what is to be done, still growing while Listing.
+	Listing    bool      `json:"listing"`
+	Files      int64     `json:"files"`
+	Bytes      int64     `json:"bytes"`
+	FilesDone  int64     `json:"files_done"`
+	BytesDone  int64     `json:"bytes_done"`
+	FilesError int64     `json:"files_failed"`
+	Started    time.Time `json:"started"`
+	Ended      time.Time `json:"ended,omitzero"`
+}
+
+// Location says where one object's blocks are.
+type Location struct {
+	Path    string          `json:"path"`
+	Key     string          `json:"key"`
+	Version string          `json:"version"`
+	Size    int64           `json:"size"`
+	Blocks  []BlockLocation `json:"blocks"`
+}
+
+// BlockLocation says where one block is.
+type BlockLocation struct {
+	Index   int      `json:"index"`
+	CID     string   `json:"cid"`
+	Extent  string   `json:"extent"`
+	Homes   []string `json:"homes"`
+	Holders []string `json:"holders"` // peer IDs, this agent's own included
+	Digest  string   `json:"digest,omitempty"`
+}

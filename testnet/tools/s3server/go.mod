@@ -1,0 +1,3 @@
+module github.com/covey-cache/covey/testnet/tools/s3server
+
+go 1.26
