@@ -4,6 +4,12 @@
 // It declares the small interfaces it calls; package peer supplies the real
 // store, directory, exchange and origins, so all of it is tested without a
 // network.
+//
+// One block is fetched by one flight at a time, whoever waits for it: readers
+// of this host, peers that were told to wait for this one, and the prefetcher.
+// A flight owns one buffer of the bounded staging area, walks from source to
+// source until bytes verify, hands them to all who wait, tells the home, and
+// gives them to the store.
 package fetch
 
 import (
@@ -57,23 +63,3 @@ const (
 
 // String returns the label value.
 func (s Source) String() string { return [...]string{"local", "neighbour", "origin"}[s] }
-
-// The methods of Fetcher, implemented in the files beside this one.
-type fetcher interface {
-	// Get holds block slot of e, wherever it comes from. Concurrent calls for
-	// one block share one fetch, which has its own context and ends when the
-	// last caller leaves; a caller whose ctx ends leaves at once. The caller
-	// releases the handle. Errors wrap the covey kinds; ErrStale means that the
-	// object changed.
-	Get(ctx context.Context, e *covey.Extent, slot int) (blockstore.Handle, error)
-
-	// Prefetch asks for the slots in the background, bounded, lowest first, and
-	// returns at once. What is here already costs nothing. It reports how many
-	// it accepted.
-	Prefetch(e *covey.Extent, slots covey.Bitmap) int
-
-	// Serve waits for the block when this peer is fetching it, else looks it up
-	// in the store: what the exchange's server side calls. It never starts a
-	// fetch. wait says whether to wait at all.
-	Serve(ctx context.Context, l covey.Locator, wait bool) (blockstore.Handle, error)
-}

@@ -1,0 +1,107 @@
+package fetch
+
+import (
+	"errors"
+	"time"
+
+	"github.com/covey-cache/covey"
+	"github.com/covey-cache/covey/blockstore"
+	"github.com/covey-cache/covey/dht"
+)
+
+// fly is a flight's goroutine. The order matters to others: the callers here
+// have the bytes first; the home knows the digest before another peer is
+// served, so that the peer can confirm it; the flight leaves the table only
+// when the store has the block, so that nobody finds neither.
+func (f *Fetcher) fly(fl *flight) {
+	defer f.table.end(fl)
+	if h, err := f.store.Get(fl.locator); err == nil {
+		f.landLocal(fl, h)
+		return
+	}
+	buf, err := fl.buf, error(nil)
+	if buf == nil {
+		buf, err = f.staging.take(fl.ctx, int(fl.locator.Range().Len))
+	}
+	if err != nil {
+		s := search{f: f, fl: fl, last: err.Error()}
+		f.table.finish(fl, nil, s.gaveUp())
+		close(fl.settled)
+		return
+	}
+	s := search{f: f, fl: fl, buf: buf}
+	got, err := s.run()
+	if err != nil {
+		buf.free()
+		f.table.finish(fl, nil, err)
+	} else {
+		f.metrics.count(got.source, len(buf.data), time.Since(fl.began))
+		m := &memory{buf: buf, digest: got.digest}
+		f.table.finish(fl, newBlock(m, &f.staging.holds), nil)
+	}
+	if got.grant != nil {
+		f.report(fl, got.grant, got.digest, err)
+	}
+	close(fl.settled)
+	if err == nil {
+		f.admit(fl, got, buf.data)
+	}
+}
+
+// landLocal ends a flight whose block came into the store between its first
+// caller's look and its beginning. A grant that prefetch asked for is reported as
+// if it had been used: the home wants to know who has the block, and what it is.
+func (f *Fetcher) landLocal(fl *flight, h blockstore.Handle) {
+	if fl.buf != nil {
+		fl.buf.free()
+	}
+	f.metrics.count(Local, h.Len(), time.Since(fl.began))
+	f.announceOnce(fl.extent, fl.slot, h.Digest())
+	f.table.finish(fl, newBlock(h, &f.staging.holds), nil)
+	close(fl.settled)
+	if q := fl.asked; q != nil {
+		a, err := f.planner.wait(fl.ctx, q, fl.slot)
+		if err == nil && a.State == dht.Granted {
+			f.report(fl, &a, h.Digest(), nil)
+		}
+	}
+}
+
+// fullRest is how long prefetch rests after the store had no room. What it read
+// meanwhile would be read again by the demand it was meant for.
+const fullRest = 10 * time.Second
+
+// admit gives the block to the store and announces it. A store that does not
+// take it costs nothing but the next read.
+func (f *Fetcher) admit(fl *flight, got found, data []byte) {
+	place := covey.Place{Extent: fl.extent.ID, Slot: uint8(fl.slot)}
+	err := f.store.Put(fl.locator, place, got.digest, data)
+	if err == nil {
+		f.announced.add(fl.extent.ID, fl.slot)
+		f.announce(fl.extent, fl.slot, got.digest)
+		return
+	}
+	f.log.Debug("block not admitted", "block", fl.locator, "error", err)
+	if errors.Is(err, covey.ErrFull) {
+		f.full.Store(time.Now().Add(fullRest).UnixNano())
+	}
+	if got.grant != nil {
+		// The home has this peer for a holder since the report.
+		gone := covey.Bitmap(0).With(fl.slot)
+		f.opts.Directory.Announce(dht.Have{Extent: fl.extent.ID, Gone: gone})
+	}
+}
+
+func (f *Fetcher) announceOnce(e *covey.Extent, slot int, d covey.Digest) {
+	if f.announced.add(e.ID, slot) {
+		f.announce(e, slot, d)
+	}
+}
+
+func (f *Fetcher) announce(e *covey.Extent, slot int, d covey.Digest) {
+	f.opts.Directory.Announce(dht.Have{
+		Extent:  e.ID,
+		Have:    covey.Bitmap(0).With(slot),
+		Digests: []covey.Digest{d},
+	})
+}

@@ -1,0 +1,128 @@
+package fetch
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/covey-cache/covey"
+)
+
+// latency estimates the 99th percentile of how long something takes from its
+// last 128 durations: of so few that is the second largest, which errs towards
+// patience.
+type latency struct {
+	mu   sync.Mutex // leaf lock; guards all below
+	ring [128]time.Duration
+	n    int // durations ever added
+}
+
+// minSamples is how many durations make an estimate. Fewer are the connection
+// set-up of a process that just began.
+const minSamples = 16
+
+func (e *latency) add(d time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ring[e.n%len(e.ring)] = d
+	e.n++
+}
+
+// p99 returns the estimate; false when too little is known.
+func (e *latency) p99() (time.Duration, bool) {
+	e.mu.Lock()
+	n := min(e.n, len(e.ring))
+	sorted := e.ring
+	e.mu.Unlock()
+	if n < minSamples {
+		return 0, false
+	}
+	slices.Sort(sorted[:n])
+	return sorted[n-1-n/100], true
+}
+
+// The bounds of how long a demand read waits for what the mesh promised.
+const (
+	// minPatience is the shortest lease that a home gives. Less would override
+	// reads whose lease is still good, and read the origin twice whenever a
+	// host is busy.
+	minPatience = time.Second
+	// maxPatience is what a training step can lose without anybody calling it
+	// hung; it is also the patience before anything is known.
+	maxPatience = 3 * time.Second
+)
+
+// patience is how long a demand read waits before it reads the origin itself:
+// twice what an origin read takes at worst, since the peer that was granted the
+// block may have begun just now and fail once.
+func (f *Fetcher) patience() time.Duration {
+	p99, ok := f.originTook.p99()
+	if !ok {
+		return maxPatience
+	}
+	return min(max(2*p99, minPatience), maxPatience)
+}
+
+const (
+	// minTry is how long one holder may take for one block: 2 MiB/s for 4 MiB,
+	// below which a source is to be left.
+	minTry = 2 * time.Second
+	// maxTry bounds a try where the whole mesh is slow.
+	maxTry = 10 * time.Second
+)
+
+// tryLimit is how long one holder may take. On a loaded host every neighbour is
+// slow; leaving them all would send the load to the origin.
+func (f *Fetcher) tryLimit() time.Duration {
+	p99, _ := f.neighbourTook.p99()
+	return min(max(4*p99, minTry), maxTry)
+}
+
+// suspects remembers which peers failed just now, so that the time a stopped
+// host costs is paid once and not by each block. They are asked last, not never:
+// one node's suspicion removes nobody.
+type suspects struct {
+	mu    sync.Mutex // leaf lock; guards until
+	until *lru[covey.PeerID, time.Time]
+}
+
+const (
+	// maxSuspects is more peers than fail at once in any cluster that works.
+	maxSuspects = 256
+	// suspicion covers the two seconds that a plan lives, twice.
+	suspicion = 5 * time.Second
+	// liarSuspicion is longer: a peer that sent wrong bytes has a bad disk or
+	// bad intentions, and neither heals in seconds.
+	liarSuspicion = time.Minute
+)
+
+func (s *suspects) add(p covey.PeerID, d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.until.put(p, time.Now().Add(d))
+}
+
+// last returns the peers with the suspects moved to the end, in a new slice.
+func (s *suspects) last(peers []covey.PeerID) []covey.PeerID {
+	now := time.Now()
+	good := make([]covey.PeerID, 0, len(peers))
+	var bad []covey.PeerID
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range peers {
+		if until, ok := s.until.get(p); ok && now.Before(until) {
+			bad = append(bad, p)
+		} else {
+			good = append(good, p)
+		}
+	}
+	return append(good, bad...)
+}
+
+// peerName shows a peer's raw identity in logs.
+type peerName covey.PeerID
+
+// LogValue is only computed for records that are written.
+func (p peerName) LogValue() slog.Value { return slog.StringValue(fmt.Sprintf("%x", string(p))) }
