@@ -107,25 +107,3 @@ type Have struct {
 	// Gone are slots that were held and are not any more.
 	Gone covey.Bitmap
 }
-
-// The methods of Directory, implemented in the files beside this one. All may
-// be called concurrently.
-type directory interface {
-	// Resolve asks the extent's home: the first by rendezvous hash, after 50 ms
-	// without an answer also the second, after 250 ms the third; the first
-	// answer counts. When no home answers: the DHT's providers as Held without
-	// a digest, else ErrUnavailable.
-	Resolve(ctx context.Context, w Want) (Plan, error)
-	// Done reports a granted read to the home that granted it, and returns once
-	// that home knows (so that whoever is served next can confirm the digest).
-	Done(ctx context.Context, home covey.PeerID, o Outcome) error
-	// Announce queues what this peer newly holds; it goes to the three homes in
-	// a batch every second. It never blocks for the network.
-	Announce(h Have)
-	// Serve answers a directory message from a member.
-	Serve(ctx context.Context, from covey.PeerID, request []byte) (reply []byte)
-	// Run sends the batches, refreshes in full every 5 min and whenever the
-	// member set changed (only to homes that are new for an extent), and ends
-	// with ctx.
-	Run(ctx context.Context) error
-}
