@@ -180,14 +180,19 @@ func (a *announcer) batch(ctx context.Context, r *ring) {
 			delete(a.owed, id)
 		}
 	}
+	var held []covey.ExtentID
 	for e, n := range all {
 		h := n.message(e)
+		if h.Have != 0 {
+			held = append(held, e)
+		}
 		for _, home := range r.homes(e) {
 			if home != a.d.self {
 				a.owe(home, h)
 			}
 		}
 	}
+	a.d.advertise(held)
 	a.sendOwed(ctx)
 }
 
@@ -264,12 +269,17 @@ func (a *announcer) push(ctx context.Context, r *ring, to func(covey.ExtentID, c
 		return
 	}
 	p := pusher{ctx: ctx, d: a.d, frames: map[covey.PeerID]*frame{}, failed: map[covey.PeerID]struct{}{}}
+	held := make([]covey.ExtentID, 0, 1024)
 	for h := range a.d.source() {
 		if ctx.Err() != nil {
 			return
 		}
 		if h.Have == 0 || h.Have.Len() != len(h.Digests) {
 			continue
+		}
+		if held = append(held, h.Extent); len(held) == cap(held) {
+			a.d.advertise(held)
+			held = held[:0]
 		}
 		for _, home := range r.homes(h.Extent) {
 			if to(h.Extent, home) {
@@ -278,6 +288,13 @@ func (a *announcer) push(ctx context.Context, r *ring, to func(covey.ExtentID, c
 		}
 	}
 	p.flushAll()
+	a.d.advertise(held)
+}
+
+func (d *Directory) advertise(extents []covey.ExtentID) {
+	if d.advertiser != nil && len(extents) > 0 {
+		d.advertiser.Advertise(extents...)
+	}
 }
 
 // pusher fills frames for many homes at once.

@@ -28,6 +28,14 @@ type ProviderFinder interface {
 	Providers(ctx context.Context, e covey.ExtentID) ([]covey.PeerID, error)
 }
 
+// Advertiser takes the extents that this peer holds, so that they are found
+// without the help of homes. [Providers] is one.
+type Advertiser interface {
+	// Advertise must not wait for the network. It is called for everything
+	// announced, and for everything held every 5 min.
+	Advertise(extents ...covey.ExtentID)
+}
+
 // DirectoryOptions configure a directory. Members and Caller are needed; the
 // zero value of every other field works.
 type DirectoryOptions struct {
@@ -36,6 +44,8 @@ type DirectoryOptions struct {
 	Caller Caller
 	// Providers, if set, is asked when no home answers.
 	Providers ProviderFinder
+	// Advertiser, if set, is told of every extent that this peer holds.
+	Advertiser Advertiser
 	// Source yields everything this peer holds, one Have for each extent (the
 	// store's All). It is read every 5 min, and when the member table changed
 	// or a home restarted. Without it nothing is refreshed, and homes forget
@@ -71,6 +81,7 @@ type Directory struct {
 	members     Members
 	caller      Caller
 	providers   ProviderFinder
+	advertiser  Advertiser
 	source      func() iter.Seq[Have]
 	log         *slog.Logger
 	m           *metrics
@@ -106,6 +117,7 @@ func NewDirectory(o DirectoryOptions) *Directory {
 		members:     o.Members,
 		caller:      o.Caller,
 		providers:   o.Providers,
+		advertiser:  o.Advertiser,
 		source:      o.Source,
 		log:         o.Log,
 		m:           newMetrics(o.Registry),
