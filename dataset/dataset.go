@@ -1,39 +1,22 @@
 // Package dataset is the namespace: sources from URLs, the table of data sets in
 // use, their directories with attributes that have an age, and how objects are
 // cut into blocks and blocks grouped into extents.
+//
+// A [Dataset] answers from directory listings. A listing is one LIST run with
+// the delimiter "/", shared by everyone who waits for it, kept packed, and
+// believed for [Options].MaxAge. Which keys show as which names is in NAMES.md;
+// how small files are grouped into extents is in cut.go.
 package dataset
 
 import (
 	"context"
 	"io/fs"
-	"iter"
-	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/covey-cache/covey"
 	"github.com/covey-cache/covey/origin"
 )
-
-// Options are a data set's policy. The zero value works.
-type Options struct {
-	// BlockSize in bytes; 0 means covey.DefaultBlockSize.
-	BlockSize int64
-	// MaxAge is how long a listing is believed; 0 means DefaultMaxAge, negative
-	// means not at all.
-	MaxAge time.Duration
-	// Immutable says that no object of the data set ever changes: listings are
-	// believed for ever.
-	Immutable bool
-	// StaleIfError is how long beyond MaxAge known entries stay valid while the
-	// origin cannot be reached; 0 means one hour.
-	StaleIfError time.Duration
-	Log          *slog.Logger
-}
-
-// DefaultMaxAge is how long a listing is believed. A minute bounds the LIST
-// requests of a cluster to what an origin does not notice, and is the freshness
-// that training data needs.
-const DefaultMaxAge = time.Minute
 
 // Kind is what an entry is.
 type Kind uint8
@@ -44,6 +27,19 @@ const (
 	Dir
 	Symlink
 )
+
+// String returns the kind in one word.
+func (k Kind) String() string {
+	switch k {
+	case File:
+		return "file"
+	case Dir:
+		return "directory"
+	case Symlink:
+		return "symlink"
+	}
+	return "nothing"
+}
 
 // Entry is one name in a directory. It is a value; what it says was true when
 // the directory was listed.
@@ -58,37 +54,114 @@ type Entry struct {
 	Link    string
 }
 
-// The methods of Dataset, implemented in the files beside this one. All may be
-// called concurrently. A path is relative to the data set's root, with "/"
-// between names, "" for the root itself.
-type dataset interface {
-	// Name is the canonical source URL.
-	Name() string
-	// Bucket is where the data set's bytes are.
-	Bucket() origin.Bucket
-	// Options are the policy with its defaults filled in.
-	Options() Options
+// Dataset is one source with its policy and what is known of its namespace. All
+// methods may be called concurrently. A path is relative to the data set's
+// root, with "/" between names, "" for the root itself.
+//
+// Listings and questions to the origin run in goroutines of their own, which
+// end when the last caller that waits has given up, and which Close joins.
+type Dataset struct {
+	src  origin.Source
+	opts Options
 
-	// Lookup returns one entry, from the cached listing of its directory where
-	// that is young enough. ErrNotFound only when the origin said so; when it
-	// cannot be asked, a known entry stays valid for StaleIfError, and an
-	// unknown one is ErrUnavailable.
-	Lookup(ctx context.Context, path string) (Entry, error)
+	ctx    context.Context // of every listing and question; ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
 
-	// ReadDir yields the directory's entries in ascending byte order of the
-	// name, while later pages are still being listed. The error, if any, is the
-	// last thing yielded: an incomplete listing never looks complete.
-	ReadDir(ctx context.Context, path string) iter.Seq2[Entry, error]
+	// mu is a leaf lock: code holding it does no I/O and calls nothing outside
+	// this package. Complete listings are immutable and read without it.
+	//
+	// INVARIANT: a run in runs is not cancelled, so joining it is safe.
+	// INVARIANT: listings.used counts the entries of complete listings and of
+	// those that are under way.
+	mu       sync.Mutex
+	closed   bool
+	seq      uint64 // orders listings, questions and doubts
+	listings *lru[string, *listing]
+	runs     map[string]*run
+	facts    *lru[string, fact]
+	queries  map[string]*query
+	extents  *lru[extentKey, *covey.Extent]
+	watchers map[int]Watcher
+	nextID   int
+	outage   outage
+}
 
-	// Object returns what the path's file is for the cache.
-	Object(path string, e Entry) covey.Object
+// New returns the data set of src. It does no I/O. The options should have
+// passed Validate.
+func New(src *origin.Source, opts Options) *Dataset {
+	opts = opts.withDefaults()
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Dataset{
+		src:      *src,
+		opts:     opts,
+		ctx:      ctx,
+		cancel:   cancel,
+		listings: newLRU[string, *listing](opts.MaxEntries),
+		runs:     make(map[string]*run),
+		facts:    newLRU[string, fact](maxFacts),
+		queries:  make(map[string]*query),
+		extents:  newLRU[extentKey, *covey.Extent](maxExtents),
+		watchers: make(map[int]Watcher),
+	}
+}
 
-	// Extent returns the extent that holds block index of the file, and the
-	// block's slot in it. It needs the directory's whole listing when the file
-	// is small.
-	Extent(ctx context.Context, path string, e Entry, index int) (*covey.Extent, int, error)
+// Name is the canonical source URL.
+func (d *Dataset) Name() string { return d.src.URL }
 
-	// Invalidate makes the next Lookup of the path ask the origin, after a read
-	// said ErrStale or ErrNotFound.
-	Invalidate(path string)
+// Bucket is where the data set's bytes are.
+func (d *Dataset) Bucket() origin.Bucket { return d.src.Bucket }
+
+// Prefix is what every key of the data set begins with.
+func (d *Dataset) Prefix() string { return d.src.Prefix }
+
+// Options are the policy with its defaults filled in.
+func (d *Dataset) Options() Options { return d.opts }
+
+// Object returns what the path's file is for the cache.
+func (d *Dataset) Object(path string, e Entry) covey.Object {
+	return covey.Object{
+		Origin:    d.src.Bucket.Origin(),
+		Key:       d.src.Prefix + path,
+		Version:   e.Version,
+		Size:      e.Size,
+		BlockSize: d.opts.BlockSize,
+	}
+}
+
+// Close ends every listing and question under way and waits until they and the
+// watchers they call have returned. Calls from then on fail with
+// ErrUnavailable where they would have had to ask the origin. A watcher must
+// not call it.
+func (d *Dataset) Close() {
+	d.mu.Lock()
+	d.closed = true
+	d.mu.Unlock()
+	d.cancel()
+	d.wg.Wait()
+}
+
+// dirKey is the key prefix of a directory.
+func (d *Dataset) dirKey(path string) string {
+	if path == "" {
+		return d.src.Prefix
+	}
+	return d.src.Prefix + path + "/"
+}
+
+// nextSeq returns the next number in the order of what was learnt. mu is held.
+func (d *Dataset) nextSeq() uint64 {
+	d.seq++
+	return d.seq
+}
+
+// fresh reports whether what was learnt at the given time is still believed.
+func (d *Dataset) fresh(at time.Time) bool {
+	return d.opts.Immutable || d.opts.MaxAge > 0 && time.Since(at) < d.opts.MaxAge
+}
+
+// usable reports whether what was learnt at the given time may stand in while
+// the origin cannot be reached.
+func (d *Dataset) usable(at time.Time) bool {
+	return d.opts.Immutable || time.Since(at) < max(d.opts.MaxAge, 0)+d.opts.StaleIfError
 }

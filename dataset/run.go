@@ -1,0 +1,180 @@
+package dataset
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/covey-cache/covey"
+	"github.com/covey-cache/covey/origin"
+)
+
+// run is a listing under way. Whoever wants the directory follows it. It ends
+// early when the last follower has given up, unless one of them got its answer:
+// then somebody works in this directory and will want the rest.
+type run struct {
+	*listing
+	cancel context.CancelFunc
+	// Both guarded by Dataset.mu.
+	followers int
+	kept      bool
+}
+
+// maxIdlePages is how many pages in a row may bring nothing new. Origins that
+// scan deleted keys do answer empty pages; a thousand of them are a million
+// deleted keys.
+const maxIdlePages = 1000
+
+var errClosed = fmt.Errorf("the data set is no longer in use: %w", covey.ErrUnavailable)
+
+// follow joins the directory's run or begins one.
+func (d *Dataset) follow(path string) (*run, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, errClosed
+	}
+	r := d.runs[path]
+	if r == nil {
+		ctx, cancel := context.WithCancel(d.ctx)
+		r = &run{listing: newListing(path, d.nextSeq(), time.Now()), cancel: cancel}
+		d.runs[path] = r
+		d.wg.Go(func() {
+			defer cancel()
+			d.list(ctx, r)
+		})
+	}
+	r.followers++
+	return r, nil
+}
+
+// leave ends what follow began. keep says that the follower got what it wanted.
+func (d *Dataset) leave(r *run, keep bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r.followers--
+	r.kept = r.kept || keep
+	if r.followers == 0 && !r.kept {
+		r.cancel()
+		d.forget(r)
+	}
+}
+
+// forget takes the run out of those that can be joined. mu is held.
+func (d *Dataset) forget(r *run) {
+	if d.runs[r.path] == r {
+		delete(d.runs, r.path)
+	}
+}
+
+// list is the goroutine of a run.
+func (d *Dataset) list(ctx context.Context, r *run) {
+	p := newPager(d.dirKey(r.path), d.src.Bucket)
+	err := d.listPages(ctx, r, p)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("listing given up: %w", errors.Join(covey.ErrUnavailable, ctx.Err()))
+		}
+		err = fmt.Errorf("list directory %q of %s: %w", r.path, d.src.URL, err)
+	}
+	r.hidden = p.hidden
+	r.finish(err)
+	old := d.settle(r, err)
+	d.countListing(ctx, r, p, old, err)
+	if err == nil && old != nil {
+		d.announceDiff(old, r.listing)
+	}
+}
+
+func (d *Dataset) listPages(ctx context.Context, r *run, p *pager) error {
+	var token string
+	for idle := 0; ; {
+		page, err := p.bucket.List(ctx, origin.ListRequest{Prefix: p.prefix, Delimiter: "/", Token: token})
+		if ctx.Err() == nil {
+			d.heard(err)
+		}
+		if err != nil {
+			return err
+		}
+		progress, err := p.add(page)
+		if err != nil {
+			return err
+		}
+		idle++
+		if progress {
+			idle = 0
+		}
+		last := page.Next == ""
+		switch {
+		case !last && page.Next == token:
+			return fmt.Errorf("the origin answers one page token for ever: %w", covey.ErrUnavailable)
+		case idle > maxIdlePages:
+			return fmt.Errorf("the origin answers %d pages without a new key: %w", idle, covey.ErrUnavailable)
+		}
+		if last && !p.exists && r.path != "" {
+			if p.exists, err = isEmptyDir(ctx, p.bucket, p.prefix); err != nil {
+				return err
+			}
+		}
+		settled, err := p.take(ctx, last)
+		if err != nil {
+			return err
+		}
+		d.mu.Lock()
+		fits := d.listings.reserve(int64(len(settled)))
+		d.mu.Unlock()
+		r.extend(settled, p.exists)
+		if !fits {
+			return fmt.Errorf("more than %d entries: %w", d.opts.MaxEntries, covey.ErrFull)
+		}
+		if last {
+			return nil
+		}
+		token = page.Next
+	}
+}
+
+// settle turns the run's reservation into a cached listing, when it is
+// complete, and returns the listing it replaces. It does not stay when the run
+// was given up or failed.
+func (d *Dataset) settle(r *run, err error) (old *listing) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forget(r)
+	n := int64(r.view.Load().n)
+	d.listings.reserve(-n)
+	switch {
+	case err == nil:
+		old, _ = d.listings.get(r.path)
+		if old != nil && old.seq > r.seq {
+			return nil // a later run was faster
+		}
+		d.listings.put(r.path, r.listing, n+dirCost)
+	case errors.Is(err, covey.ErrFull) && n > d.opts.MaxEntries:
+		stub := newListing(r.path, r.seq, r.at)
+		stub.finish(err)
+		stub.oversize = true
+		d.listings.put(r.path, stub, dirCost)
+	}
+	if old != nil && old.oversize {
+		return nil
+	}
+	return old
+}
+
+func (d *Dataset) countListing(ctx context.Context, r *run, p *pager, old *listing, err error) {
+	result := "complete"
+	switch {
+	case ctx.Err() != nil:
+		result = "cancelled"
+	case err != nil:
+		result = "failed"
+	}
+	d.opts.Metrics.listings.WithLabelValues(result).Inc()
+	d.opts.Metrics.hidden.Add(float64(p.hidden))
+	if p.hidden > 0 && err == nil && (old == nil || old.hidden == 0) {
+		d.opts.Log.Info("keys that cannot be file names are hidden",
+			"dataset", d.src.URL, "directory", r.path, "keys", p.hidden, "example", fmt.Sprintf("%q", p.example))
+	}
+}
