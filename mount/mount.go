@@ -1,13 +1,23 @@
 // Package mount shows a data set as a read-mostly FUSE file system on go-fuse's
 // raw API. SEMANTICS.md says what each call does.
+//
+// A file that is whole in the cache is opened by passthrough: the kernel reads
+// the cached file itself, and no byte goes through the daemon. A small file is
+// made whole at open. A larger one is served block by block until it is whole.
 package mount
 
 import (
 	"context"
+	"fmt"
+	"iter"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/covey-cache/covey"
@@ -28,6 +38,28 @@ type Blocks interface {
 	// file whole already (reads behind it are the kernel's own).
 	CountLocal(bytes int64)
 }
+
+// Names is what a mount needs of the namespace; dataset.Dataset satisfies it and
+// says what each method does.
+type Names interface {
+	Name() string
+	Options() dataset.Options
+	Lookup(ctx context.Context, path string) (dataset.Entry, error)
+	ReadDir(ctx context.Context, path string) iter.Seq2[dataset.Entry, error]
+	Object(path string, e dataset.Entry) covey.Object
+	Extent(ctx context.Context, path string, e dataset.Entry, index int) (*covey.Extent, int, error)
+	Invalidate(path string)
+}
+
+// The defaults of Options.
+const (
+	// DefaultReadTimeout is longer than an origin's own retries take, and what
+	// the hung-task watchdog of the kernel (120 s) does not notice.
+	DefaultReadTimeout = 30 * time.Second
+	// DefaultCompleteAtOpen is one block of the default size: the first read
+	// would fetch as much.
+	DefaultCompleteAtOpen = covey.DefaultBlockSize
+)
 
 // Options configure a mount. The zero value works.
 type Options struct {
@@ -59,6 +91,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		Help: "Opens of regular files, by how their reads are served.",
 	}, []string{"mode"})}
 	reg.MustRegister(m.opens)
+	// Both are there from the start, so that a rate over them is never absent.
+	m.opens.WithLabelValues("passthrough")
+	m.opens.WithLabelValues("daemon")
 	return m
 }
 
@@ -71,23 +106,106 @@ type Status struct {
 	PassthroughWhy  string
 	OpenPassthrough uint64 // opens since the mount, by mode
 	OpenDaemon      uint64
+	// Reads are the read requests that came to the daemon.
+	Reads uint64
 }
 
-// The functions and methods of package mount, implemented in the files beside
-// this one:
-//
-//	func New(ds *dataset.Dataset, blocks Blocks, dir string, opts Options) (*Mount, error)
-//
-// mounts at once, and its errors are one line for people: dir missing, not a
-// directory, not empty, already mounted, /dev/fuse or fusermount3 missing.
-type mount interface {
-	// Run serves until Unmount or until ctx ends, which unmounts (lazily when
-	// files are open), and joins everything it started.
-	Run(ctx context.Context) error
-	// Ready is closed once the kernel answers from the mount.
-	Ready() <-chan struct{}
-	Unmount() error
-	Status() Status
+// Mount is one mounted data set. All methods may be called concurrently.
+type Mount struct {
+	dir    string
+	names  Names
+	log    *slog.Logger
+	tree   *tree
+	server *fuse.Server
+	number uint32 // minor device number, which names the FUSE connection
+	cancel context.CancelFunc
+
+	ready     chan struct{}
+	started   atomic.Bool
+	serveOnce sync.Once
+	served    chan struct{} // closed when no request is running or will
 }
 
-var _ = (*dataset.Dataset)(nil)
+// New mounts the data set on the directory, at once; requests wait for Run. Its
+// errors are one line for people: dir missing, not a directory, not empty,
+// already mounted, /dev/fuse or fusermount3 missing. A dead mount of ours on the
+// directory is taken away first.
+//
+// Who calls New must call Run or Unmount.
+func New(names Names, blocks Blocks, dir string, opts Options) (*Mount, error) {
+	log := opts.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("mount %s on %s: %w", names.Name(), dir, err)
+	}
+	abs = resolve(abs)
+	if err := prepare(abs, opts, log); err != nil {
+		return nil, fmt.Errorf("mount %s on %s: %w", names.Name(), dir, err)
+	}
+	t, cancel := newTree(names, blocks, opts, log)
+	server, err := attach(t, abs, opts, log)
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("mount %s on %s: %w", names.Name(), dir, err)
+	}
+	m := &Mount{
+		dir: abs, names: names, log: log, tree: t, server: server, cancel: cancel,
+		ready: make(chan struct{}), served: make(chan struct{}),
+	}
+	if info, ok := mountOn(abs); ok {
+		m.number = info.minor
+	}
+	return m, nil
+}
+
+func newTree(names Names, blocks Blocks, opts Options, log *slog.Logger) (*tree, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	t := &tree{
+		RawFileSystem:  fuse.NewDefaultRawFileSystem(),
+		ctx:            ctx,
+		names:          names,
+		blocks:         blocks,
+		log:            log,
+		metrics:        opts.Metrics,
+		uid:            uint32(os.Geteuid()),
+		gid:            uint32(os.Getegid()),
+		readTimeout:    opts.ReadTimeout,
+		completeAtOpen: opts.CompleteAtOpen,
+		nodes:          newNodes(time.Now()),
+		followers:      map[*node]*follower{},
+	}
+	if opts.UID != nil {
+		t.uid = *opts.UID
+	}
+	if opts.GID != nil {
+		t.gid = *opts.GID
+	}
+	if t.readTimeout <= 0 {
+		t.readTimeout = DefaultReadTimeout
+	}
+	if t.completeAtOpen == 0 {
+		t.completeAtOpen = DefaultCompleteAtOpen
+	}
+	t.entryAge, t.absentAge = ages(names.Options())
+	return t, cancel
+}
+
+// Ready is closed once the kernel answers from the mount.
+func (m *Mount) Ready() <-chan struct{} { return m.ready }
+
+// Status says what the mount is and how its files were opened so far.
+func (m *Mount) Status() Status {
+	why := m.tree.passthrough.reason()
+	return Status{
+		Source:          m.names.Name(),
+		Dir:             m.dir,
+		Passthrough:     why == "",
+		PassthroughWhy:  why,
+		OpenPassthrough: m.tree.openPassthrough.Load(),
+		OpenDaemon:      m.tree.openDaemon.Load(),
+		Reads:           m.tree.reads.Load(),
+	}
+}

@@ -1,0 +1,77 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// fsName is the source in /proc/mounts, and "fuse." in front of it the type.
+const (
+	fsName = "covey"
+	fsType = "fuse." + fsName
+)
+
+// What is asked of the kernel.
+const (
+	// maxRequest is the largest request: 1 MiB doubles what the daemon serves
+	// against the default of 128 KiB, and 4 MiB add nothing.
+	maxRequest = 1 << 20
+	// readahead keeps 8 requests in flight for a sequential reader.
+	readahead = 8 << 20
+	// background is how many readahead requests may be in flight at once: 8
+	// streams of 8.
+	background = 64
+	// stackDepth lets a cache on overlayfs, as in a container, back the files.
+	// The price is that no overlayfs can be stacked on the mount.
+	stackDepth = 2
+)
+
+// attach mounts the tree: directly where that is allowed, by fusermount3
+// otherwise.
+func attach(t *tree, dir string, opts Options, log *slog.Logger) (*fuse.Server, error) {
+	o := fuse.MountOptions{
+		AllowOther:    opts.AllowOther || os.Geteuid() == 0,
+		MaxBackground: background,
+		MaxWrite:      maxRequest,
+		MaxReadAhead:  readahead,
+		FsName:        fsName,
+		Name:          fsName,
+		DisableXAttrs: true,
+		// The answers are copied into go-fuse's own buffers; a splice of them
+		// costs as much and falls back silently.
+		DisableSplice:            true,
+		EnableSymlinkCaching:     true,
+		ExplicitDataCacheControl: true,
+		MaxStackDepth:            stackDepth,
+		Options:                  []string{"default_permissions"},
+		Logger:                   slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		PanicHandler:             panicked(log),
+	}
+	if os.Geteuid() == 0 {
+		direct := o
+		direct.DirectMountStrict = true
+		direct.DirectMountFlags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
+		s, err := fuse.NewServer(t, dir, &direct)
+		if err == nil || !errors.Is(err, unix.EPERM) {
+			return s, err
+		}
+		if _, lookErr := fusermount(); lookErr != nil {
+			return nil, fmt.Errorf("%w: it needs CAP_SYS_ADMIN (in a container: --cap-add SYS_ADMIN --device /dev/fuse) or fusermount3", err)
+		}
+	}
+	o.Options = append(o.Options, "ro", "nosuid", "nodev")
+	return fuse.NewServer(t, dir, &o)
+}
+
+// widenReadahead raises the kernel's readahead of the mount, which cannot be
+// asked for above 128 KiB when mounting. Only root may; without it a sequential
+// reader has one request in flight instead of eight.
+func widenReadahead(minor uint32) error {
+	name := fmt.Sprintf("/sys/class/bdi/0:%d/read_ahead_kb", minor)
+	return os.WriteFile(name, fmt.Appendf(nil, "%d", readahead>>10), 0)
+}

@@ -1,0 +1,383 @@
+package mount
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/covey-cache/covey"
+	"github.com/covey-cache/covey/blockstore"
+	"github.com/covey-cache/covey/dataset"
+)
+
+// testBlock is the block size of the fakes: small, so that a few files have many
+// blocks.
+const testBlock = covey.MinBlockSize
+
+// content is the oracle: byte i of a file is a function of its path, its version
+// and i alone.
+func content(path, version string, off int64, p []byte) {
+	seed := covey.Sum([]byte(path + "\x00" + version))
+	key := binary.LittleEndian.Uint64(seed[:])
+	for i := range p {
+		x := key + uint64(off+int64(i))/8
+		x = (x ^ x>>33) * 0xff51afd7ed558ccd
+		x ^= x >> 33
+		p[i] = byte(x >> (8 * (uint64(off+int64(i)) % 8)))
+	}
+}
+
+func wanted(path, version string, size int64) []byte {
+	p := make([]byte, size)
+	content(path, version, 0, p)
+	return p
+}
+
+// fakeNames is a namespace in memory that can change and fail.
+type fakeNames struct {
+	mu          sync.Mutex
+	opts        dataset.Options
+	entries     map[string]dataset.Entry
+	down        error // what every method that asks the origin returns
+	invalidated map[string]int
+	lookups     atomic.Int64
+}
+
+func newFakeNames() *fakeNames {
+	return &fakeNames{
+		opts:        dataset.Options{BlockSize: testBlock, MaxAge: -1},
+		entries:     map[string]dataset.Entry{"": {Kind: dataset.Dir}},
+		invalidated: map[string]int{},
+	}
+}
+
+func (f *fakeNames) put(p string, e dataset.Entry) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e.Name = path.Base(p)
+	f.entries[p] = e
+	for dir := path.Dir(p); dir != "."; dir = path.Dir(dir) {
+		if _, ok := f.entries[dir]; !ok {
+			f.entries[dir] = dataset.Entry{Name: path.Base(dir), Kind: dataset.Dir, Mode: 0o755 | fs.ModeDir}
+		}
+	}
+}
+
+func (f *fakeNames) file(p, version string, size int64) {
+	f.put(p, dataset.Entry{Kind: dataset.File, Size: size, Version: version, ModTime: time.Unix(1_700_000_000, 5)})
+}
+
+func (f *fakeNames) remove(p string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.entries, p)
+}
+
+func (f *fakeNames) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.down = err
+}
+
+func (f *fakeNames) current(p string) (dataset.Entry, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e, ok := f.entries[p]
+	return e, ok
+}
+
+func (f *fakeNames) Name() string             { return "fake:///data" }
+func (f *fakeNames) Options() dataset.Options { return f.opts }
+
+func (f *fakeNames) Lookup(_ context.Context, p string) (dataset.Entry, error) {
+	f.lookups.Add(1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if e, ok := f.entries[p]; ok {
+		return e, nil // known entries survive an origin that is away
+	}
+	if f.down != nil {
+		return dataset.Entry{}, fmt.Errorf("look up %s: %w", p, f.down)
+	}
+	return dataset.Entry{}, fmt.Errorf("look up %s: %w", p, covey.ErrNotFound)
+}
+
+func (f *fakeNames) list(dir string) (all []dataset.Entry, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for p, e := range f.entries {
+		if p != "" && (path.Dir(p) == dir || path.Dir(p) == "." && dir == "") {
+			all = append(all, e)
+		}
+	}
+	slices.SortFunc(all, func(a, b dataset.Entry) int { return cmp.Compare(a.Name, b.Name) })
+	return all, f.down
+}
+
+func (f *fakeNames) ReadDir(_ context.Context, dir string) iter.Seq2[dataset.Entry, error] {
+	return func(yield func(dataset.Entry, error) bool) {
+		all, err := f.list(dir)
+		for _, e := range all {
+			if !yield(e, nil) {
+				return
+			}
+		}
+		if err != nil {
+			yield(dataset.Entry{}, fmt.Errorf("list %s: %w", dir, err))
+		}
+	}
+}
+
+func (f *fakeNames) Object(p string, e dataset.Entry) covey.Object {
+	return covey.Object{Origin: "fake:///", Key: p, Version: e.Version, Size: e.Size, BlockSize: f.opts.BlockSize}
+}
+
+// Extent cuts as the real thing does: a large file every 64 blocks, small ones
+// grouped within their directory.
+func (f *fakeNames) Extent(_ context.Context, p string, e dataset.Entry, index int) (*covey.Extent, int, error) {
+	o := f.Object(p, e)
+	var blocks []covey.Locator
+	if o.Blocks() > 1 {
+		first := index / covey.MaxExtentBlocks * covey.MaxExtentBlocks
+		for i := first; i < min(first+covey.MaxExtentBlocks, o.Blocks()); i++ {
+			blocks = append(blocks, o.Block(i))
+		}
+		return covey.NewExtent(blocks), index - first, nil
+	}
+	dir := strings.TrimSuffix(p, path.Base(p))
+	all, _ := f.list(strings.TrimSuffix(dir, "/"))
+	slot := -1
+	for _, x := range all {
+		so := f.Object(dir+x.Name, x)
+		if x.Kind != dataset.File || so.Blocks() != 1 {
+			continue
+		}
+		if len(blocks) == covey.MaxExtentBlocks {
+			if slot >= 0 {
+				break
+			}
+			blocks = nil
+		}
+		if so.Key == p {
+			slot = len(blocks)
+		}
+		blocks = append(blocks, so.Block(0))
+	}
+	if slot < 0 {
+		return nil, 0, fmt.Errorf("extent of %s: %w", p, covey.ErrNotFound)
+	}
+	return covey.NewExtent(blocks), slot, nil
+}
+
+func (f *fakeNames) Invalidate(p string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.invalidated[p]++
+}
+
+// fakeBlocks is a cache over sparse files, with an origin that makes the bytes
+// up as [content] says.
+type fakeBlocks struct {
+	names *fakeNames
+	dir   string
+	full  bool // admits nothing
+
+	mu      sync.Mutex
+	present map[covey.ObjectID]map[int]bool
+	down    error
+	hang    chan struct{} // Get waits until it is closed
+	asked   []covey.Locator
+	fetched []covey.Locator
+
+	open  atomic.Int64 // handles that were not released
+	local atomic.Int64
+	waits atomic.Int64 // Gets that hang now
+}
+
+func newFakeBlocks(t testing.TB, names *fakeNames) *fakeBlocks {
+	return newFakeBlocksIn(t.TempDir(), names)
+}
+
+func newFakeBlocksIn(dir string, names *fakeNames) *fakeBlocks {
+	return &fakeBlocks{names: names, dir: dir, present: map[covey.ObjectID]map[int]bool{}}
+}
+
+func (f *fakeBlocks) file(o covey.Object) string { return filepath.Join(f.dir, o.ID().String()) }
+
+func (f *fakeBlocks) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.down = err
+}
+
+func (f *fakeBlocks) block(hang chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hang = hang
+}
+
+// fetch brings one block from the "origin": only the current version exists.
+func (f *fakeBlocks) fetch(l covey.Locator) ([]byte, error) {
+	f.mu.Lock()
+	err := f.down
+	f.fetched = append(f.fetched, l)
+	f.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	e, ok := f.names.current(l.Key)
+	switch {
+	case !ok:
+		return nil, covey.ErrNotFound
+	case e.Version != l.Version:
+		return nil, covey.ErrStale
+	}
+	data := make([]byte, l.Range().Len)
+	content(l.Key, l.Version, l.Range().Off, data)
+	return data, nil
+}
+
+func (f *fakeBlocks) put(l covey.Locator, data []byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.full {
+		return nil
+	}
+	w, err := os.OpenFile(f.file(l.Object), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	if err := w.Truncate(l.Size); err != nil {
+		return err
+	}
+	if _, err := w.WriteAt(data, l.Range().Off); err != nil {
+		return err
+	}
+	id := l.Object.ID()
+	if f.present[id] == nil {
+		f.present[id] = map[int]bool{}
+	}
+	f.present[id][l.Index] = true
+	return nil
+}
+
+// fill makes the whole object present.
+func (f *fakeBlocks) fill(t testing.TB, p string) {
+	t.Helper()
+	e, _ := f.names.current(p)
+	o := f.names.Object(p, e)
+	for i := range o.Blocks() {
+		data := make([]byte, o.BlockRange(i).Len)
+		content(p, e.Version, o.BlockRange(i).Off, data)
+		if err := f.put(o.Block(i), data); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// evict drops the whole object.
+func (f *fakeBlocks) evict(o covey.Object) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.present, o.ID())
+	os.Remove(f.file(o))
+}
+
+type fakeHandle struct {
+	f    *fakeBlocks
+	data []byte
+	once atomic.Bool
+}
+
+func (h *fakeHandle) ReadAt(p []byte, off int64) (int, error) {
+	if h.once.Load() {
+		return 0, errors.New("read of a released handle")
+	}
+	n := copy(p, h.data[off:])
+	return n, nil
+}
+func (h *fakeHandle) Len() int             { return len(h.data) }
+func (h *fakeHandle) Digest() covey.Digest { return covey.Sum(h.data) }
+func (h *fakeHandle) Release() {
+	if h.once.Swap(true) {
+		panic("released twice")
+	}
+	h.f.open.Add(-1)
+}
+
+func (f *fakeBlocks) Get(ctx context.Context, e *covey.Extent, slot int) (blockstore.Handle, error) {
+	l := e.Blocks[slot]
+	f.mu.Lock()
+	hang := f.hang
+	have := f.present[l.Object.ID()][l.Index]
+	f.mu.Unlock()
+	if hang != nil {
+		f.waits.Add(1)
+		defer f.waits.Add(-1)
+		select {
+		case <-hang:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("get %v: %w", l, ctx.Err())
+		}
+	}
+	var data []byte
+	var err error
+	if have {
+		data = make([]byte, l.Range().Len)
+		r, openErr := os.Open(f.file(l.Object))
+		if openErr != nil {
+			return nil, openErr
+		}
+		defer r.Close()
+		_, err = r.ReadAt(data, l.Range().Off)
+	} else if data, err = f.fetch(l); err == nil {
+		err = f.put(l, data)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get %v: %w", l, err)
+	}
+	f.open.Add(1)
+	return &fakeHandle{f: f, data: data}, nil
+}
+
+func (f *fakeBlocks) Prefetch(e *covey.Extent, slots covey.Bitmap) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range slots.Slots() {
+		f.asked = append(f.asked, e.Blocks[i])
+	}
+	return slots.Len()
+}
+
+func (f *fakeBlocks) takeAsked() []covey.Locator {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	asked := f.asked
+	f.asked = nil
+	return asked
+}
+
+func (f *fakeBlocks) OpenWhole(o covey.Object) (*os.File, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if o.Blocks() == 0 || len(f.present[o.ID()]) < o.Blocks() {
+		return nil, fmt.Errorf("open %s: %w", o.Key, covey.ErrNotFound)
+	}
+	return os.Open(f.file(o))
+}
+
+func (f *fakeBlocks) CountLocal(n int64) { f.local.Add(n) }

@@ -1,0 +1,196 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/covey-cache/covey"
+	"github.com/covey-cache/covey/dataset"
+)
+
+// pinnedAge is how long the kernel believes names of an immutable data set. They
+// never change, but the kernel should get to ask now and then, so that what it
+// does not use falls out of its tables and ours.
+const pinnedAge = time.Hour
+
+// tree is the file system as go-fuse calls it. Every method may run in many
+// goroutines at once. It holds no lock while it waits for names or blocks, but
+// for the one of a directory handle whose listing it waits for.
+type tree struct {
+	fuse.RawFileSystem
+
+	ctx            context.Context // ends when the mount is taken down
+	names          Names
+	blocks         Blocks
+	log            *slog.Logger
+	metrics        *Metrics
+	uid, gid       uint32
+	readTimeout    time.Duration
+	completeAtOpen int64
+	entryAge       time.Duration
+	absentAge      time.Duration
+
+	nodes       *nodes
+	passthrough registrar
+	handles     shards[*handle]
+	dirs        shards[*dirHandle]
+	listings    sync.WaitGroup // goroutines of open directories
+
+	followersMu sync.Mutex // leaf; guards followers
+	followers   map[*node]*follower
+
+	openPassthrough, openDaemon, reads atomic.Uint64
+}
+
+// Init learns what the kernel can do, before the first request.
+func (t *tree) Init(s *fuse.Server) {
+	t.passthrough.open = func(fd int32) (int32, unix.Errno) {
+		return s.RegisterBackingFd(&fuse.BackingMap{Fd: fd})
+	}
+	t.passthrough.close = s.UnregisterBackingFd
+	if s.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
+		t.passthrough.disable("the kernel does not know passthrough (Linux 6.9 or later does)")
+	}
+}
+
+// Lookup finds a name in a directory.
+func (t *tree) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	dir := t.nodes.get(in.NodeId)
+	if dir == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if len(name) > maxName {
+		return fuse.Status(unix.ENAMETOOLONG)
+	}
+	ctx, done := t.begin(cancel, in)
+	defer done()
+	e, err := t.names.Lookup(ctx, dir.child(name))
+	if errors.Is(err, covey.ErrNotFound) {
+		// No node: the kernel may remember that the name does not exist.
+		out.SetEntryTimeout(t.absentAge)
+		if t.absentAge > 0 {
+			return fuse.OK
+		}
+		return fuse.ENOENT
+	}
+	if err != nil {
+		t.log.Debug("look-up failed", "path", dir.child(name), "error", err)
+		return errno(ctx, err)
+	}
+	e.Name = name
+	t.enter(dir, e, out)
+	return fuse.OK
+}
+
+// enter fills a reply that gives the kernel a reference to a node.
+func (t *tree) enter(dir *node, e dataset.Entry, out *fuse.EntryOut) {
+	n := t.nodes.enter(dir, e, &out.Attr)
+	out.NodeId = n.id
+	out.Uid, out.Gid = t.uid, t.gid
+	out.SetEntryTimeout(t.entryAge)
+	out.SetAttrTimeout(t.entryAge)
+}
+
+// Forget gives references back.
+func (t *tree) Forget(id, lookups uint64) {
+	if in := t.nodes.forget(id, lookups); in != nil {
+		in.forget(&t.passthrough)
+	}
+}
+
+// GetAttr answers from the node: a file's attributes belong to its version, and
+// a path is revalidated by the look-up of its name.
+func (t *tree) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n := t.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	t.nodes.fill(n, &out.Attr)
+	out.Uid, out.Gid = t.uid, t.gid
+	out.SetTimeout(t.entryAge)
+	return fuse.OK
+}
+
+// Readlink returns a symlink's target as the origin has it.
+func (t *tree) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
+	n := t.nodes.get(in.NodeId)
+	if n == nil {
+		return nil, fuse.Status(unix.ESTALE)
+	}
+	if n.kind != dataset.Symlink {
+		return nil, fuse.EINVAL
+	}
+	return []byte(n.version), fuse.OK
+}
+
+// StatFs reports a size no data set reaches, all of it free: an origin does not
+// tell, and monitoring alarms at full or empty file systems.
+func (t *tree) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	const blockSize, blocks, files = 4096, 1 << 38, 1 << 32 // 1 PiB
+	*out = fuse.StatfsOut{
+		Bsize: blockSize, Frsize: blockSize, NameLen: maxName,
+		Blocks: blocks, Bfree: blocks, Bavail: blocks, Files: files, Ffree: files,
+	}
+	return fuse.OK
+}
+
+// String names the file system in go-fuse's messages.
+func (t *tree) String() string { return fsName }
+
+func (t *tree) countPassthrough() {
+	t.openPassthrough.Add(1)
+	if t.metrics != nil {
+		t.metrics.opens.WithLabelValues("passthrough").Inc()
+	}
+}
+
+func (t *tree) countDaemon() {
+	t.openDaemon.Add(1)
+	if t.metrics != nil {
+		t.metrics.opens.WithLabelValues("daemon").Inc()
+	}
+}
+
+// shut gives back what the kernel did not: after an unmount under open files no
+// release comes. No request may be running.
+func (t *tree) shut() {
+	for _, d := range t.dirs.drain() {
+		d.close()
+	}
+	t.listings.Wait()
+	for _, h := range t.handles.drain() {
+		t.release(h)
+	}
+	for _, e := range t.passthrough.parked() {
+		e.in.evict(&t.passthrough, e.b)
+	}
+}
+
+// ages returns how long the kernel may believe that a name exists, and that one
+// does not.
+func ages(o dataset.Options) (entry, absent time.Duration) {
+	switch {
+	case o.Immutable:
+		return pinnedAge, pinnedAge
+	case o.MaxAge < 0:
+		return 0, 0
+	default:
+		return o.MaxAge, 0
+	}
+}
+
+// panicked is what a request gets that ran into a bug of ours: the mount goes on.
+func panicked(log *slog.Logger) func(any) fuse.Status {
+	return func(p any) fuse.Status {
+		log.Error("mount request panicked", "panic", fmt.Sprint(p))
+		return fuse.EIO
+	}
+}
