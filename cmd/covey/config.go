@@ -1,0 +1,238 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// The fixed addresses.
+const (
+	defaultListen         = "0.0.0.0:7171"
+	defaultLoopbackListen = "127.0.0.1:7171"
+	defaultHTTP           = "127.0.0.1:7172"
+)
+
+// agentConfig is what an agent is told by flags, environment and config file,
+// checked, with defaults filled in and paths absolute.
+type agentConfig struct {
+	state      string
+	cache      []cacheDir
+	listen     string
+	join       []string
+	clusterKey string // a file, or ""
+	api        string // a path
+	http       string // "" when off
+	mounts     []mountSpec
+	dataPlane  string
+	zone, rack string
+	host       string
+	logLevel   slog.Level
+	logFormat  string
+}
+
+// mountSpec is one value of --mount.
+type mountSpec struct{ source, dir string }
+
+// loadConfig gathers a command's settings: flag over environment over file over
+// default.
+func (a *app) loadConfig(cmd *cobra.Command) (*agentConfig, error) {
+	flags, env := flagLayer(cmd), envLayer(a.getenv)
+	file := layer{}
+	path := a.getenv("COVEY_CONFIG")
+	if f := cmd.Flags().Lookup("config"); f != nil && f.Changed {
+		path = f.Value.String()
+	}
+	if path != "" {
+		var err error
+		if file, err = fileLayer(path); err != nil {
+			return nil, err
+		}
+	}
+	return parseSettings(merged(flags, env, file), a.getenv)
+}
+
+// parseSettings checks the settings one by one and then against each other.
+func parseSettings(l layer, getenv func(string) string) (*agentConfig, error) {
+	c := &agentConfig{
+		clusterKey: l.one("cluster-key", ""),
+		dataPlane:  l.one("data-plane", "tls"),
+		zone:       l.one("zone", ""),
+		rack:       l.one("rack", ""),
+		host:       l.one("host", ""),
+		join:       l["join"].words,
+	}
+	for _, parse := range []func(layer, func(string) string) error{
+		c.parsePaths, c.parseCache, c.parseMounts, c.parseAddresses, c.parseLog,
+	} {
+		if err := parse(l, getenv); err != nil {
+			return nil, err
+		}
+	}
+	if c.dataPlane != "tls" {
+		err := fmt.Errorf("%q is not known: the only data plane is tls", c.dataPlane)
+		if c.dataPlane == "plain" {
+			err = fmt.Errorf("plain is not built yet: leave it out or say tls")
+		}
+		return nil, l.fault("data-plane", err)
+	}
+	return c, nil
+}
+
+func (c *agentConfig) parsePaths(l layer, getenv func(string) string) error {
+	state := l.one("state", "")
+	if state == "" {
+		var err error
+		if state, err = defaultState(getenv); err != nil {
+			return err
+		}
+	}
+	var err error
+	if c.state, err = filepath.Abs(state); err != nil {
+		return fmt.Errorf("state directory %s: %w", state, err)
+	}
+	if c.clusterKey != "" {
+		if c.clusterKey, err = filepath.Abs(c.clusterKey); err != nil {
+			return fmt.Errorf("cluster key %s: %w", c.clusterKey, err)
+		}
+	}
+	c.api = defaultSocket(getenv)
+	if v, ok := l["api"]; ok {
+		if c.api, err = parseAPI(v.words[0]); err != nil {
+			return l.fault("api", err)
+		}
+	}
+	return nil
+}
+
+func (c *agentConfig) parseCache(l layer, getenv func(string) string) error {
+	words := l["cache"].words
+	if len(words) == 0 {
+		dir, err := defaultCache(getenv)
+		if err != nil {
+			return err
+		}
+		c.cache = []cacheDir{{dir: dir}}
+		return nil
+	}
+	if len(words) > 1 {
+		return l.fault("cache", fmt.Errorf("%d directories given: one tier is all this version has: give one", len(words)))
+	}
+	tier, err := parseCacheDir(words[0])
+	if err != nil {
+		return l.fault("cache", err)
+	}
+	if tier.dir, err = filepath.Abs(tier.dir); err != nil {
+		return l.fault("cache", err)
+	}
+	c.cache = []cacheDir{tier}
+	return nil
+}
+
+func (c *agentConfig) parseMounts(l layer, _ func(string) string) error {
+	taken := map[string]bool{}
+	for _, text := range l["mount"].words {
+		m, err := parseMount(text)
+		if err == nil && taken[m.dir] {
+			err = fmt.Errorf("%q: %s is given to two mounts", text, m.dir)
+		}
+		if err != nil {
+			return l.fault("mount", err)
+		}
+		taken[m.dir] = true
+		c.mounts = append(c.mounts, m)
+	}
+	return nil
+}
+
+// parseMount reads SOURCE=DIR. It is cut at the last "=", since a source URL
+// may have parameters.
+func parseMount(s string) (mountSpec, error) {
+	i := strings.LastIndexByte(s, '=')
+	if i <= 0 || i == len(s)-1 {
+		return mountSpec{}, fmt.Errorf("%q: write it like SOURCE=DIR", s)
+	}
+	source, err := absSource(s[:i])
+	if err != nil {
+		return mountSpec{}, err
+	}
+	dir, err := filepath.Abs(s[i+1:])
+	if err != nil {
+		return mountSpec{}, err
+	}
+	return mountSpec{source: source, dir: dir}, nil
+}
+
+func (c *agentConfig) parseAddresses(l layer, _ func(string) string) error {
+	byDefault := defaultListen
+	if c.clusterKey == "" {
+		byDefault = defaultLoopbackListen
+	}
+	c.listen = l.one("listen", byDefault)
+	host, err := checkAddress(c.listen)
+	if err != nil {
+		return l.fault("listen", err)
+	}
+	if c.clusterKey == "" && !isLoopback(host) {
+		return l.fault("listen", fmt.Errorf("%s can be reached from other hosts, and there is no key to tell members by: give --cluster-key or listen on 127.0.0.1", c.listen))
+	}
+	if len(c.join) > 0 && c.clusterKey == "" {
+		return l.fault("join", fmt.Errorf("joining needs the key of the cluster: give --cluster-key FILE"))
+	}
+	for _, j := range c.join {
+		host, err := checkAddress(j)
+		if err == nil && host == "" {
+			err = fmt.Errorf("%q: the host is missing", j)
+		}
+		if err != nil {
+			return l.fault("join", err)
+		}
+	}
+	c.http = l.one("http", defaultHTTP)
+	if c.http == "" || c.http == "off" {
+		c.http = ""
+		return nil
+	}
+	if _, err := checkAddress(c.http); err != nil {
+		return l.fault("http", err)
+	}
+	return nil
+}
+
+// checkAddress checks HOST:PORT and returns the host.
+func checkAddress(s string) (host string, err error) {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return "", fmt.Errorf("%q: write it like HOST:PORT", s)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return "", fmt.Errorf("%q: the port is a number from 0 to 65535", s)
+	}
+	return host, nil
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || (ip != nil && ip.IsLoopback())
+}
+
+func (c *agentConfig) parseLog(l layer, _ func(string) string) error {
+	levels := map[string]slog.Level{
+		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+	}
+	level, ok := levels[l.one("log-level", "info")]
+	if !ok {
+		return l.fault("log-level", fmt.Errorf("%q: want debug, info, warn or error", l.one("log-level", "")))
+	}
+	c.logLevel = level
+	c.logFormat = l.one("log-format", "text")
+	if c.logFormat != "text" && c.logFormat != "json" {
+		return l.fault("log-format", fmt.Errorf("%q: want text or json", c.logFormat))
+	}
+	return nil
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// load parses flags, environment and a config file as covey agent does.
+func load(t *testing.T, env map[string]string, file string, args ...string) (*agentConfig, error) {
+	t.Helper()
+	all := map[string]string{"HOME": "/home/u", "XDG_STATE_HOME": "/xdg/state", "XDG_CACHE_HOME": "/xdg/cache", "XDG_RUNTIME_DIR": "/xdg/run"}
+	for k, v := range env {
+		all[k] = v
+	}
+	if file != "" {
+		all["COVEY_CONFIG"] = filepath.Join(t.TempDir(), "c.yaml")
+		if err := os.WriteFile(all["COVEY_CONFIG"], []byte(file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := &app{getenv: func(name string) string { return all[name] }}
+	var c *agentConfig
+	cmd := &cobra.Command{SilenceErrors: true, SilenceUsage: true, RunE: func(cmd *cobra.Command, _ []string) (err error) {
+		c, err = a.loadConfig(cmd)
+		return err
+	}}
+	cmd.Flags().String("config", "", "")
+	addSettings(cmd)
+	cmd.SetArgs(args)
+	return c, cmd.Execute()
+}
+
+func TestConfigDefaults(t *testing.T) {
+	c, err := load(t, nil, "")
+	want := &agentConfig{
+		state: "/xdg/state/covey", cache: []cacheDir{{dir: "/xdg/cache/covey"}}, api: "/xdg/run/covey/agent.sock",
+		listen: "127.0.0.1:7171", http: "127.0.0.1:7172", dataPlane: "tls", logFormat: "text",
+	}
+	if err != nil || !reflect.DeepEqual(c, want) {
+		t.Errorf("defaults are %+v, %v, want %+v", c, err, want)
+	}
+	if c, err := load(t, nil, "", "--cluster-key", "/k"); err != nil || c.listen != "0.0.0.0:7171" {
+		t.Errorf("with a key it listens on %+v, %v", c, err)
+	}
+}
+
+// Every setting must be heard from each of the three places, and an earlier
+// place must hide a later one whole.
+func TestConfigPrecedence(t *testing.T) {
+	settings := []struct{ name, file, env, flag string }{
+		{"state", "/f", "/e", "/g"},
+		{"cache", "/f:1GiB", "/e:1GiB", "/g:1GiB"},
+		{"listen", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"},
+		{"join", "f:1", "e:1", "g:1"},
+		{"cluster-key", "/f", "/e", "/g"},
+		{"api", "unix:///f", "unix:///e", "unix:///g"},
+		{"http", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"},
+		{"mount", "s3://f?a=b=/f", "s3://e?a=b=/e", "s3://g?a=b=/g"},
+		{"zone", "f", "e", "g"},
+		{"rack", "f", "e", "g"},
+		{"host", "f", "e", "g"},
+		{"log-level", "debug", "warn", "error"},
+		{"log-format", "json", "text", "json"},
+	}
+	var file strings.Builder
+	env := map[string]string{}
+	var flags []string
+	for _, s := range settings {
+		file.WriteString(s.name + ": \"" + s.file + "\"\n")
+		env["COVEY_"+strings.ToUpper(strings.ReplaceAll(s.name, "-", "_"))] = s.env
+		flags = append(flags, "--"+s.name, s.flag)
+	}
+	fromFile, err := load(t, nil, file.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fromEnv, err := load(t, env, file.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fromFlag, err := load(t, env, file.String(), flags...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := func(dir, port, host string) agentConfig {
+		return agentConfig{
+			state: dir, cache: []cacheDir{{dir, 1 << 30}}, listen: "127.0.0.1:" + port, join: []string{host + ":1"},
+			clusterKey: dir, api: dir, http: "127.0.0.1:" + port, mounts: []mountSpec{{"s3:/" + dir + "?a=b", dir}},
+			dataPlane: "tls", zone: host, rack: host, host: host,
+		}
+	}
+	for got, base := range map[*agentConfig]agentConfig{
+		fromFile: want("/f", "1", "f"), fromEnv: want("/e", "2", "e"), fromFlag: want("/g", "3", "g"),
+	} {
+		base.logLevel, base.logFormat = got.logLevel, got.logFormat
+		if !reflect.DeepEqual(*got, base) {
+			t.Errorf("got  %+v\nwant %+v", *got, base)
+		}
+	}
+	if fromFile.logLevel.String() != "DEBUG" || fromEnv.logLevel.String() != "WARN" || fromFlag.logLevel.String() != "ERROR" {
+		t.Errorf("log levels are %v, %v, %v", fromFile.logLevel, fromEnv.logLevel, fromFlag.logLevel)
+	}
+}
+
+func TestConfigLists(t *testing.T) {
+	c, err := load(t, map[string]string{
+		"COVEY_JOIN":  "a:1, b:2,",
+		"COVEY_MOUNT": "s3://x/a,b=/a;\n /src=/b\n",
+	}, "cluster-key: /k\n")
+	if err != nil || !reflect.DeepEqual(c.join, []string{"a:1", "b:2"}) ||
+		!reflect.DeepEqual(c.mounts, []mountSpec{{"s3://x/a,b", "/a"}, {"/src", "/b"}}) {
+		t.Errorf("from the environment: %+v, %v", c, err)
+	}
+	c, err = load(t, nil, "cluster-key: /k\njoin: [a:1, \"b:2,c:3\"]\nmount:\n  - s3://x/a;b=/a\n  - /src=/b\n")
+	if err != nil || !reflect.DeepEqual(c.join, []string{"a:1", "b:2", "c:3"}) ||
+		!reflect.DeepEqual(c.mounts, []mountSpec{{"s3://x/a;b", "/a"}, {"/src", "/b"}}) {
+		t.Errorf("from the file: %+v, %v", c, err)
+	}
+	c, err = load(t, nil, "", "--cluster-key=/k", "--join=a:1,b:2", "--join=c:3", "--mount=/s,1;=/a", "--mount=/t=/b", "--cache=/c,d:1GiB", "--http=")
+	if err != nil || len(c.join) != 3 || !reflect.DeepEqual(c.mounts, []mountSpec{{"/s,1;", "/a"}, {"/t", "/b"}}) ||
+		c.cache[0].dir != "/c,d" || c.http != "" {
+		t.Errorf("from flags: %+v, %v", c, err)
+	}
+	for _, empty := range []string{"# nothing\n", "---\n", "state:\n"} {
+		if c, err := load(t, nil, empty); err != nil || c.state != "/xdg/state/covey" {
+			t.Errorf("empty file %q: %+v, %v", empty, c, err)
+		}
+	}
+}
+
+// What is wrong must be refused as misuse, in words that say where it is.
+func TestConfigFaults(t *testing.T) {
+	for _, tc := range []struct {
+		name, file, env string
+		flags           []string
+		says            string
+	}{
+		{name: "unknown key", file: "state: /s\nstaet: /x\n", says: `c.yaml: line 2: unknown key "staet"`},
+		{name: "key twice", file: "state: /s\nstate: /x\n", says: `line 2: state is given twice`},
+		{name: "nested", file: "state: {a: b}\n", says: `line 1: state has a value of the wrong kind`},
+		{name: "list for one", file: "listen: [a, b]\n", says: `listen has a value of the wrong kind`},
+		{name: "no mapping", file: "- a\n", says: "want a mapping"},
+		{name: "no yaml", file: "a: [\n", says: "c.yaml: yaml:"},
+		{name: "two documents", file: "state: /s\n---\nstate: /t\n", says: "more than one document"},
+		{name: "size in file", file: "cache: /c:10G\n", says: `line 1: cache: cache "/c:10G": size "10G": unknown unit "G"`},
+		{name: "size in environment", env: "/c:10Q", says: `COVEY_CACHE: cache "/c:10Q"`},
+		{name: "two tiers", flags: []string{"--cache=/a", "--cache=/b"}, says: "--cache: 2 directories given"},
+		{name: "mount without dir", flags: []string{"--mount=s3://b/p"}, says: `--mount: "s3://b/p": write it like SOURCE=DIR`},
+		{name: "mount of nothing", flags: []string{"--mount==/d"}, says: "SOURCE=DIR"},
+		{name: "mount on nothing", flags: []string{"--mount=/s="}, says: "SOURCE=DIR"},
+		{name: "dir twice", flags: []string{"--mount=/s=/d", "--mount=/t=/d/"}, says: "given to two mounts"},
+		{name: "join without key", flags: []string{"--join=a:1"}, says: "--join: joining needs the key"},
+		{name: "join nowhere", flags: []string{"--cluster-key=/k", "--join=:1"}, says: "the host is missing"},
+		{name: "join without port", flags: []string{"--cluster-key=/k", "--join=a"}, says: "HOST:PORT"},
+		{name: "open without key", flags: []string{"--listen=0.0.0.0:7171"}, says: "--listen: 0.0.0.0:7171 can be reached"},
+		{name: "open by no host", flags: []string{"--listen=:7171"}, says: "can be reached"},
+		{name: "bad port", flags: []string{"--listen=127.0.0.1:70000"}, says: "from 0 to 65535"},
+		{name: "bad http", flags: []string{"--http=7172"}, says: "--http: "},
+		{name: "api is no URL", flags: []string{"--api=/run/a.sock"}, says: "unix:///run"},
+		{name: "api is relative", flags: []string{"--api=unix://a.sock"}, says: "--api: "},
+		{name: "plain", flags: []string{"--data-plane=plain"}, says: "plain is not built"},
+		{name: "plane", flags: []string{"--data-plane=quic"}, says: `"quic" is not known`},
+		{name: "level", flags: []string{"--log-level=loud"}, says: "--log-level: "},
+		{name: "format", flags: []string{"--log-format=xml"}, says: "--log-format: "},
+	} {
+		env := map[string]string{"COVEY_CACHE": tc.env}
+		_, err := load(t, env, tc.file, tc.flags...)
+		var m *misuseError
+		if !errors.As(err, &m) || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: %v, want a misuse that says %q", tc.name, err, tc.says)
+		}
+	}
+}
+
+func TestPaths(t *testing.T) {
+	dir := t.TempDir()
+	real := filepath.Join(dir, "real")
+	if err := os.Mkdir(real, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(real, filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	real, err := filepath.EvalSymlinks(real)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := absPath(filepath.Join(dir, "link", "new")); err != nil || got != filepath.Join(real, "new") {
+		t.Errorf("absPath = %s, %v", got, err)
+	}
+	wd, _ := os.Getwd()
+	for source, want := range map[string]string{"s3://b/p": "s3://b/p", "/a/../b": "/b", "data": filepath.Join(wd, "data")} {
+		if got, err := absSource(source); err != nil || got != want {
+			t.Errorf("absSource(%q) = %q, %v, want %q", source, got, err, want)
+		}
+	}
+}
