@@ -19,11 +19,12 @@ import (
 //
 // The small files are taken in ascending byte order of the name. An extent ends
 // in front of a file when that would not fit into 64 blocks, or when the extent
-// has at least 16 blocks and the file's key is a boundary. A key is a boundary
-// when the lowest five bits of the first byte of BLAKE3-256 of the whole key
-// are zero: one in 32, so that the mean of one-block files is 41 blocks. After
-// a file comes or goes, the groups agree again from the first boundary on that
-// both have reached with 16 blocks, which takes two or three extents.
+// has at least 16 blocks and the file is a boundary: when the lowest five bits of
+// the first byte of BLAKE3-256 of the whole key are less than the file's number
+// of blocks. That is one in 32 of one-block files and one block in 32 of any, so
+// that the mean extent has about 40 blocks. After a file comes or goes, the
+// groups agree again from the first boundary on that both have reached with 16
+// blocks, which takes two or three extents.
 //
 // Only the first 262,144 entries of a directory are grouped; each small file
 // behind them is an extent of its own. A peer that has not listed the directory
@@ -37,10 +38,11 @@ const (
 	groupedFirst = 1 << 18
 )
 
-// boundary reports whether an extent may end in front of the key.
-func boundary(key string) bool {
+// boundary reports whether an extent may end in front of the file of that many
+// blocks.
+func boundary(key string, blocks int) bool {
 	h := blake3.Sum256([]byte(key))
-	return h[0]&boundaryMask == 0
+	return int(h[0]&boundaryMask) < blocks
 }
 
 // cuts finds the groups of a listing. It takes in entries as far as somebody
@@ -84,7 +86,7 @@ func (c *cuts) feed(v *view, prefix string, blockSize int64) {
 		}
 		if n := smallBlocks(&ch.recs[j], blockSize); n > 0 {
 			if len(c.starts) == 0 || c.blocks+n > covey.MaxExtentBlocks ||
-				c.blocks >= minGroup && boundary(prefix+ch.name(j)) {
+				c.blocks >= minGroup && boundary(prefix+ch.name(j), n) {
 				c.starts = append(c.starts, uint32(c.fed))
 				c.blocks = 0
 			}

@@ -20,14 +20,15 @@ func (d *Dataset) ReadDir(ctx context.Context, path string) iter.Seq2[Entry, err
 			return
 		}
 		l, fresh := d.cached(path)
-		if l == nil || !fresh && !(d.usable(l.at) && d.inOutage()) {
-			d.readRun(ctx, path, l, yield)
-			return
-		}
-		if !fresh {
+		switch {
+		case fresh:
+			d.readListing(l, path, yield)
+		case l != nil && d.usable(l.at) && d.inOutage():
 			d.opts.Metrics.stale.Inc()
+			d.readListing(l, path, yield)
+		default:
+			d.readRun(ctx, path, l, yield)
 		}
-		d.readListing(l, path, yield)
 	}
 }
 

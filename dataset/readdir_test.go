@@ -415,7 +415,10 @@ func TestWalk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for range d.Walk(t.Context(), "") {
+	for f, err := range d.Walk(t.Context(), "") {
+		if err != nil || f.Path != "a-1" {
+			t.Fatal(f, err)
+		}
 		break
 	}
 }
