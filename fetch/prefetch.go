@@ -78,9 +78,10 @@ func (q *queue) add(e *covey.Extent, slots covey.Bitmap) int {
 	return n
 }
 
-// group is how many slots of an extent are asked for in one question. More would
-// make grants wait here for their turn, since a home gives a second or so for
-// each; fewer would cost the home a message a block.
+// group is how many slots of an extent begin together, with one question to the
+// home; groups that begin while a question is under way share the next. Fewer
+// would cost the home a message a block, and waiting for more would leave the
+// line idle.
 const group = 8
 
 // take removes the next slots to begin and counts them as begun: up to a group,
@@ -185,7 +186,9 @@ func (f *Fetcher) beginGroup(e *covey.Extent, slots covey.Bitmap) bool {
 		f.metrics.prefetchDropped.Add(int64((slots &^ here).Len()))
 		here = slots
 	}
-	f.queue.ended(here.Len())
+	if here != 0 {
+		f.queue.ended(here.Len())
+	}
 	var flights []*flight
 	var need covey.Bitmap
 	todo := slots &^ here
