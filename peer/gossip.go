@@ -1,0 +1,310 @@
+package peer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+	"github.com/libp2p/go-libp2p/core/protocol"
+
+	"github.com/covey-cache/covey"
+	"github.com/covey-cache/covey/peer/internal/member"
+	"github.com/covey-cache/covey/peer/internal/mux"
+	"github.com/covey-cache/covey/peer/internal/wire"
+)
+
+// membersProtocol spreads the member table.
+const membersProtocol protocol.ID = "/covey/members/1"
+
+const (
+	// floodWidth is how many members are told of news at once. In a mesh of up
+	// to 17 that is everybody; in a larger one each passes it on, and after a few
+	// steps all but one in e^16 have it. Anti-entropy finds the rest.
+	floodWidth = 16
+	// renewWidth is the same for renewals, of which there are many and none is
+	// urgent.
+	renewWidth = 3
+	// maxFlood is how many records are worth telling everybody at once. More
+	// come from a table that was read whole, and spread by anti-entropy.
+	maxFlood = 64
+	// maxRenewals bounds those that wait for the next tick; what is dropped
+	// spreads by anti-entropy.
+	maxRenewals = 2048
+	// pushTimeout is how long one member may take to hear of news.
+	pushTimeout = 5 * time.Second
+	// syncEvery is how often a random member's table is compared with this one,
+	// give or take a half. News that every push missed reaches a thousand
+	// members in about ten rounds, well within a lease.
+	syncEvery = 3 * time.Second
+	// syncRounds bounds one comparison: 10,000 records come in ten answers.
+	syncRounds = 20
+	// byeTimeout and byeWidth bound the leaving.
+	byeTimeout = time.Second
+	byeWidth   = 128
+)
+
+// merge takes in records that from sent, and passes on what is news. The error is
+// that of the last record refused; the others have been taken.
+func (n *Network) merge(records []*wire.SignedRecord, from peer.ID) error {
+	var news []*wire.SignedRecord
+	var refused error
+	for _, m := range records {
+		r, change, err := n.table.Merge(m, time.Now())
+		if err != nil {
+			refused = err
+			continue
+		}
+		if n.merged(r, change, m) {
+			news = append(news, m)
+		}
+	}
+	if len(news) > 0 && len(news) <= maxFlood {
+		n.flood(news, from)
+	}
+	n.metrics.setLive(n.table)
+	return refused
+}
+
+// merged does what a change of the table entails, and reports whether it is news
+// for everybody.
+func (n *Network) merged(r member.Record, change member.Change, m *wire.SignedRecord) bool {
+	book := n.host.Peerstore()
+	switch change {
+	case member.Joined, member.Renewed:
+		book.ClearAddrs(r.Peer)
+		book.AddAddrs(r.Peer, r.Addrs, peerstore.PermanentAddrTTL)
+		if change == member.Renewed {
+			n.queueRenewal(m)
+			return false
+		}
+		n.log.Info("member joined", "peer", r.Peer.String(), "host", r.Host, "zone", r.Zone, "rack", r.Rack)
+		n.gate.settle(r.Peer)
+	case member.Left:
+		n.log.Info("member left", "peer", r.Peer.String())
+		n.dropped(r.Peer)
+	case member.Disputed:
+		n.mu.Lock()
+		n.renewLocked(time.Now(), r.Seq)
+		own := n.own
+		n.mu.Unlock()
+		n.flood([]*wire.SignedRecord{own}, "")
+		return false
+	default:
+		return false
+	}
+	return true
+}
+
+// dropped forgets what was kept for a member that is none any more.
+func (n *Network) dropped(p peer.ID) {
+	n.host.Peerstore().ClearAddrs(p)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.links, p)
+}
+
+// queueRenewal keeps a renewal for the next tick.
+func (n *Network) queueRenewal(m *wire.SignedRecord) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.renewals) < maxRenewals {
+		n.renewals = append(n.renewals, m)
+	}
+}
+
+// flushRenewals passes on the renewals that have come since the last tick.
+func (n *Network) flushRenewals() {
+	n.mu.Lock()
+	batch := n.renewals
+	n.renewals = nil
+	n.mu.Unlock()
+	for len(batch) > 0 {
+		k := min(len(batch), maxFlood)
+		n.push(n.targets(renewWidth, ""), batch[:k])
+		batch = batch[k:]
+	}
+}
+
+// flood tells others of news at once.
+func (n *Network) flood(records []*wire.SignedRecord, from peer.ID) {
+	n.push(n.targets(floodWidth, from), records)
+}
+
+// targets picks live members, connected ones first, without the one given.
+func (n *Network) targets(most int, except peer.ID) []peer.ID {
+	live, _ := n.table.Live()
+	var connected, others []peer.ID
+	for _, i := range rand.Perm(len(live)) {
+		p := peer.ID(live[i])
+		switch {
+		case p == n.id || p == except:
+		case n.host.Network().Connectedness(p) == network.Connected:
+			if connected = append(connected, p); len(connected) == most {
+				return connected
+			}
+		case len(others) < most:
+			others = append(others, p)
+		}
+	}
+	all := append(connected, others...)
+	return all[:min(len(all), most)]
+}
+
+// push sends records to each target on its own. When too many pushes are under
+// way it sends less: anti-entropy makes up for it.
+func (n *Network) push(targets []peer.ID, records []*wire.SignedRecord) {
+	body := wire.Marshal(&wire.Gossip{Part: &wire.Gossip_Push{Push: &wire.Push{Records: records}}})
+	for _, p := range targets {
+		if !n.pushes.TryAcquire(1) {
+			return
+		}
+		started := n.spawn(func() {
+			defer n.pushes.Release(1)
+			ctx, cancel := context.WithTimeout(n.ctx, pushTimeout)
+			defer cancel()
+			if err := n.do(ctx, p, membersProtocol, body, discardReply); err != nil {
+				n.log.Debug("push of member records failed", "peer", p.String(), "error", err)
+			}
+		})
+		if !started {
+			n.pushes.Release(1)
+		}
+	}
+}
+
+// discardReply takes a reply that says nothing.
+func discardReply(size uint64) ([]byte, error) {
+	if size > wire.MaxBody {
+		return nil, fmt.Errorf("reply of %d bytes: %w", size, covey.ErrInvalid)
+	}
+	return make([]byte, size), nil
+}
+
+// gossip sends one message of the members protocol and reads the reply.
+func (n *Network) gossip(ctx context.Context, l *link, m *wire.Gossip) (*wire.GossipReply, error) {
+	var buf []byte
+	started := time.Now()
+	err := n.ask(ctx, l, membersProtocol, wire.Marshal(m), func(size uint64) (_ []byte, err error) {
+		buf, err = discardReply(size)
+		return buf, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.measured(time.Since(started))
+	reply := new(wire.GossipReply)
+	return reply, wire.Unmarshal(buf, reply)
+}
+
+// sync makes this table and a member's hold the same records.
+func (n *Network) sync(ctx context.Context, p peer.ID) error {
+	l := n.link(p)
+	if l == nil {
+		return fmt.Errorf("sync with %s: not a member: %w", p, covey.ErrUnavailable)
+	}
+	reply, err := n.gossip(ctx, l, &wire.Gossip{Part: &wire.Gossip_Summary{Summary: n.table.Summary(time.Now())}})
+	if err != nil {
+		return fmt.Errorf("sync with %w", err)
+	}
+	for round := 0; !reply.GetSame() && round < syncRounds; round++ {
+		reply, err = n.gossip(ctx, l, &wire.Gossip{Part: &wire.Gossip_Digest{Digest: &wire.Digest{Entries: n.table.Digest(time.Now())}}})
+		if err != nil {
+			return fmt.Errorf("sync with %w", err)
+		}
+		if err := n.merge(reply.GetRecords(), p); err != nil {
+			n.log.Warn("member record not accepted", "peer", p.String(), "error", err)
+		}
+		wanted, err := n.table.Records(reply.GetWant(), time.Now())
+		if err != nil {
+			return fmt.Errorf("sync with %s: %w", p, err)
+		}
+		if len(wanted) > 0 {
+			if _, err := n.gossip(ctx, l, &wire.Gossip{Part: &wire.Gossip_Push{Push: &wire.Push{Records: wanted}}}); err != nil {
+				return fmt.Errorf("sync with %w", err)
+			}
+		}
+		if !reply.GetMore() {
+			break
+		}
+	}
+	return nil
+}
+
+// serveMembers answers the members protocol.
+func (n *Network) serveMembers(_ context.Context, from peer.ID, body []byte) (mux.Answer, error) {
+	var m wire.Gossip
+	if err := wire.Unmarshal(body, &m); err != nil {
+		return mux.Answer{}, err
+	}
+	reply := &wire.GossipReply{}
+	switch part := m.GetPart().(type) {
+	case *wire.Gossip_Push:
+		if err := n.merge(part.Push.GetRecords(), from); err != nil {
+			n.log.Warn("member record not accepted", "peer", from.String(), "error", err)
+		}
+	case *wire.Gossip_Summary:
+		reply.Same = part.Summary == n.table.Summary(time.Now())
+	case *wire.Gossip_Digest:
+		var err error
+		reply.Records, reply.More, reply.Want, err = n.table.Compare(part.Digest.GetEntries(), time.Now())
+		if err != nil {
+			return mux.Answer{}, err
+		}
+	default:
+		return mux.Answer{}, fmt.Errorf("empty member message: %w", covey.ErrInvalid)
+	}
+	b := wire.Marshal(reply)
+	return mux.Answer{Size: len(b), Body: bytes.NewReader(b)}, nil
+}
+
+// probe looks whether a member answers, and thereby lets it into Live or keeps
+// it out.
+func (n *Network) probe(l *link) {
+	defer l.probed()
+	ctx, cancel := context.WithTimeout(n.ctx, dialTimeout)
+	defer cancel()
+	_, err := n.gossip(ctx, l, &wire.Gossip{Part: &wire.Gossip_Summary{}})
+	switch {
+	case err == nil || errors.Is(err, mux.ErrBusy):
+		n.reachable(l.peer)
+	case n.ctx.Err() == nil && n.table.Has(l.peer):
+		n.unreachable(l, err)
+	}
+}
+
+// bye tells connected members that this one is leaving, and waits for them.
+func (n *Network) bye() {
+	if n.signer == nil {
+		return
+	}
+	n.mu.Lock()
+	n.seq++
+	r := n.record(time.Now())
+	n.mu.Unlock()
+	r.Left, r.Addrs = true, nil
+	body := wire.Marshal(&wire.Gossip{Part: &wire.Gossip_Push{Push: &wire.Push{Records: []*wire.SignedRecord{n.signer.Sign(r)}}}})
+	ctx, cancel := context.WithTimeout(n.ctx, byeTimeout)
+	defer cancel()
+	done := make(chan struct{})
+	started := 0
+	for _, p := range n.targets(byeWidth, "") {
+		if n.host.Network().Connectedness(p) != network.Connected {
+			continue
+		}
+		if n.spawn(func() {
+			defer func() { done <- struct{}{} }()
+			_ = n.do(ctx, p, membersProtocol, body, discardReply) // its lease ends by itself
+		}) {
+			started++
+		}
+	}
+	for range started {
+		<-done
+	}
+}
