@@ -85,7 +85,7 @@ func (r *registrar) reason() string {
 func (r *registrar) register(f *os.File, size int64) *backing {
 	var st unix.Stat_t
 	fd := int(f.Fd())
-	if err := unix.Fstat(fd, &st); err != nil || !r.backable(uint64(st.Dev)) {
+	if err := unix.Fstat(fd, &st); err != nil || !r.backable(st.Dev) {
 		f.Close()
 		return nil
 	}
@@ -98,7 +98,7 @@ func (r *registrar) register(f *os.File, size int64) *backing {
 	case unix.ENOTTY, unix.ENOSYS:
 		r.disable("the kernel does not know passthrough (Linux 6.9 or later does)")
 	case unix.ELOOP, unix.EOPNOTSUPP:
-		r.refuse(uint64(st.Dev), fmt.Sprintf("the cache's file system cannot be passed through (%v)", errno))
+		r.refuse(st.Dev, fmt.Sprintf("the cache's file system cannot be passed through (%v)", errno))
 	}
 	f.Close()
 	return nil

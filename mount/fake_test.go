@@ -32,11 +32,13 @@ const testBlock = covey.MinBlockSize
 func content(path, version string, off int64, p []byte) {
 	seed := covey.Sum([]byte(path + "\x00" + version))
 	key := binary.LittleEndian.Uint64(seed[:])
-	for i := range p {
-		x := key + uint64(off+int64(i))/8
+	var word [8]byte
+	for len(p) > 0 {
+		x := key + uint64(off)/8
 		x = (x ^ x>>33) * 0xff51afd7ed558ccd
-		x ^= x >> 33
-		p[i] = byte(x >> (8 * (uint64(off+int64(i)) % 8)))
+		binary.LittleEndian.PutUint64(word[:], x^x>>33)
+		n := copy(p, word[off%8:])
+		p, off = p[n:], off+int64(n)
 	}
 }
 
@@ -221,6 +223,12 @@ func (f *fakeBlocks) fail(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.down = err
+}
+
+func (f *fakeBlocks) admitNothing() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.full = true
 }
 
 func (f *fakeBlocks) block(hang chan struct{}) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -305,16 +306,18 @@ func TestRefusedPassthrough(t *testing.T) {
 			for i := range 3 {
 				names.file(fmt.Sprint("f", i), "v1", 2*testBlock)
 			}
-			m := start(t, names, Options{})
-			m.needPassthrough(t)
-			calls := 0
-			real := m.tree.passthrough.open
-			m.tree.passthrough.open = func(fd int32) (int32, unix.Errno) {
-				if calls++; calls > 1 {
-					return real(fd)
+			var calls atomic.Int32
+			refuseFirst := func(m *Mount) {
+				register := m.tree.passthrough.open
+				m.tree.passthrough.open = func(fd int32) (int32, unix.Errno) {
+					if calls.Add(1) > 1 {
+						return register(fd)
+					}
+					return 0, c.errno
 				}
-				return 0, c.errno
 			}
+			m := startOver(t, names, newFakeBlocks(t, names), t.TempDir(), Options{}, refuseFirst)
+			m.needPassthrough(t)
 			for i := range 3 {
 				name := fmt.Sprint("f", i)
 				got, err := os.ReadFile(m.path(name))

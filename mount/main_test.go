@@ -2,17 +2,21 @@ package mount
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/covey-cache/covey"
 )
 
 // helperEnv makes the test binary another process that uses a mount: page faults
@@ -33,7 +37,7 @@ func TestMain(m *testing.M) {
 func helper(what string, args []string) error {
 	switch what {
 	case "mmap":
-		return helperMmap(args[0])
+		return helperMmap(args)
 	case "serve":
 		return helperServe(args[0])
 	case "hold":
@@ -49,23 +53,34 @@ func helper(what string, args []string) error {
 	return fmt.Errorf("no helper %q", what)
 }
 
-// helperMmap writes the file to stdout out of a mapping.
-func helperMmap(name string) error {
-	f, err := os.Open(name)
-	if err != nil {
-		return err
+// helperMmap writes the digest of each file, read through a mapping, to stdout.
+func helperMmap(files []string) error {
+	for _, name := range files {
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		st, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		var p []byte
+		if st.Size() > 0 {
+			p, err = unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
+			if err != nil {
+				return fmt.Errorf("map %s: %w", name, err)
+			}
+		}
+		f.Close()
+		fmt.Println(covey.Sum(p))
 	}
-	st, err := f.Stat()
-	if err != nil || st.Size() == 0 {
-		return err
-	}
-	p, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return err
-	}
-	f.Close()
-	_, err = os.Stdout.Write(p)
-	return err
+	return nil
+}
+
+// mapped has another process map the files, and returns their digests.
+func mapped(t testing.TB, files ...string) []string {
+	t.Helper()
+	return strings.Fields(string(run(t, "mmap", files...)))
 }
 
 // helperHold opens the file, says so, and keeps it open until stdin ends; then
@@ -125,12 +140,17 @@ func start(t testing.TB, names *fakeNames, opts Options) *mounted {
 	return startOver(t, names, newFakeBlocks(t, names), t.TempDir(), opts)
 }
 
-func startOver(t testing.TB, names *fakeNames, blocks *fakeBlocks, dir string, opts Options) *mounted {
+// startOver is start over given blocks and directory; before is done to the
+// mount ahead of its Run.
+func startOver(t testing.TB, names *fakeNames, blocks *fakeBlocks, dir string, opts Options, before ...func(*Mount)) *mounted {
 	t.Helper()
 	needFuse(t)
 	m, err := New(names, blocks, dir, opts)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range before {
+		f(m)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	result := make(chan error, 1)
@@ -199,15 +219,6 @@ func (m *mounted) needPassthrough(t testing.TB) {
 }
 
 func isErrno(err error, want syscall.Errno) bool {
-	for err != nil {
-		if e, ok := err.(syscall.Errno); ok {
-			return e == want
-		}
-		u, ok := err.(interface{ Unwrap() error })
-		if !ok {
-			return false
-		}
-		err = u.Unwrap()
-	}
-	return false
+	var e syscall.Errno
+	return errors.As(err, &e) && e == want
 }

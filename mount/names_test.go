@@ -240,7 +240,7 @@ func TestWritesAreRefused(t *testing.T) {
 	open := func(flags int) error {
 		fd, err := unix.Open(f, flags, 0)
 		if err == nil {
-			unix.Close(fd)
+			return unix.Close(fd)
 		}
 		return err
 	}

@@ -75,8 +75,8 @@ func (n *node) is(e dataset.Entry) bool {
 }
 
 // nodes is the table of what the kernel remembers, and as large as that: an
-// entry comes with a lookup and goes with the last forget. It costs about 150
-// bytes an entry; names are shared with the listing.
+// entry comes with a lookup and goes with the last forget. It costs about 170
+// bytes and its strings.
 //
 // mu is a leaf lock: code holding it calls nothing outside this file. It guards
 // the maps and every field of a node that changes: next, open, mtime, mode,
@@ -136,16 +136,18 @@ func (t *nodes) enter(dir *node, e dataset.Entry, attr *fuse.Attr) *node {
 
 func (t *nodes) add(dir *node, ino uint64, e dataset.Entry) *node {
 	t.last++
-	n := &node{
-		parent: dir, next: t.byIno[ino], name: e.Name, version: e.Version,
-		size: e.Size, id: t.last, ino: ino, kind: e.Kind,
-	}
+	n := &node{parent: dir, next: t.byIno[ino], id: t.last, ino: ino, kind: e.Kind}
+	version := ""
 	switch e.Kind {
-	case dataset.Dir:
-		n.version, n.size = "", 0
+	case dataset.File:
+		version, n.size = e.Version, e.Size
 	case dataset.Symlink:
-		n.version, n.size = e.Link, int64(len(e.Link))
+		version, n.size = e.Link, int64(len(e.Link))
 	}
+	// A copy, in one piece: the entry's strings may lie in a listing's memory,
+	// and nodes outlive many listings.
+	both := e.Name + version
+	n.name, n.version = both[:len(e.Name)], both[len(e.Name):]
 	t.byIno[ino], t.byID[n.id] = n, n
 	return n
 }

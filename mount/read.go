@@ -125,9 +125,9 @@ func (r *reader) fetch(index int) (*heldBlock, error) {
 // ahead asks for what a sequential reader will want next. Failing to say where
 // those blocks are only costs the read that will want them.
 func (r *reader) ahead(off int64, n int) {
-	r.handle.mu.Lock()
+	r.mu.Lock()
 	from, to := r.stream.note(off, n, r.object.BlockSize, r.object.Blocks())
-	r.handle.mu.Unlock()
+	r.mu.Unlock()
 	for from < to {
 		e, slot, err := r.place(r.context(), r.names, from)
 		if err != nil {

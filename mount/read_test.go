@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -37,6 +38,7 @@ func TestContent(t *testing.T) {
 				names.file(fmt.Sprintf("d/f%d", size), "v1", size)
 			}
 			m := start(t, names, mode.opts)
+			var files, sums []string
 			for _, size := range testSizes {
 				name := fmt.Sprintf("d/f%d", size)
 				if mode.whole {
@@ -48,9 +50,10 @@ func TestContent(t *testing.T) {
 					t.Fatalf("read of %s: %d bytes, %v", name, len(got), err)
 				}
 				checkPread(t, m.path(name), want)
-				if got := run(t, "mmap", m.path(name)); !bytes.Equal(got, want) {
-					t.Fatalf("mmap of %s differs", name)
-				}
+				files, sums = append(files, m.path(name)), append(sums, covey.Sum(want).String())
+			}
+			if got := mapped(t, files...); !slices.Equal(got, sums) {
+				t.Fatalf("mapped files have digests %v, want %v", got, sums)
 			}
 		})
 	}
@@ -176,7 +179,7 @@ func TestArbiter(t *testing.T) {
 	defer a.Close()
 	e, _ := names.current("f")
 	m.blocks.evict(names.Object("f", e))
-	if got := run(t, "mmap", m.path("f")); !bytes.Equal(got, want) {
+	if got := mapped(t, m.path("f")); got[0] != covey.Sum(want).String() {
 		t.Fatal("bytes differ after the eviction under an open handle")
 	}
 }
@@ -329,7 +332,7 @@ func TestFullCache(t *testing.T) {
 	names := newFakeNames()
 	names.file("f", "v1", testBlock)
 	m := start(t, names, Options{})
-	m.blocks.full = true
+	m.blocks.admitNothing()
 	got, err := os.ReadFile(m.path("f"))
 	if err != nil || !bytes.Equal(got, wanted("f", "v1", testBlock)) {
 		t.Fatalf("%d bytes, %v", len(got), err)

@@ -53,7 +53,9 @@ func (m *Mount) Run(ctx context.Context) error {
 	err := m.leave()
 	// The probe of the mount ends with it at the latest.
 	if settled != nil && err == nil {
-		<-settled
+		if late := <-settled; late != nil {
+			m.log.Debug("mount ended before it was ready", "dir", m.dir, "error", late)
+		}
 	}
 	return errors.Join(failed, err)
 }
