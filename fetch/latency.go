@@ -45,9 +45,9 @@ func (e *latency) p99() (time.Duration, bool) {
 
 // The bounds of how long a demand read waits for what the mesh promised.
 const (
-	// minPatience is the shortest lease that a home gives. Less would override
-	// reads whose lease is still good, and read the origin twice whenever a
-	// host is busy.
+	// minPatience is longer than the pauses of a busy host and one retry at the
+	// origin. Were it shorter, those would pass for trouble in the mesh, and the
+	// block would be read twice just when everybody is busy.
 	minPatience = time.Second
 	// maxPatience is what a training step can lose without anybody calling it
 	// hung; it is also the patience before anything is known.

@@ -5,14 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/covey-cache/covey"
+	"github.com/covey-cache/covey/dht"
 )
 
-// mesh joins fetchers by one home and an exchange in memory.
+// mesh joins fetchers by an exchange in memory, and by one home or, where the
+// test says so, by a real directory at every peer.
 type mesh struct {
 	home   *home
 	origin *memOrigin
@@ -27,7 +30,7 @@ type mesh struct {
 
 func meshPeer(i int) covey.PeerID { return covey.PeerID(fmt.Sprintf("p%02d", i)) }
 
-func newMesh(t *testing.T, n int) *mesh {
+func newMesh(t *testing.T, n int, directories ...*dht.Directory) *mesh {
 	m := &mesh{
 		home: newHome(), origin: newMemOrigin(), rtt: 500 * time.Microsecond,
 		dead: make(map[covey.PeerID]bool), liars: make(map[covey.PeerID]bool),
@@ -37,6 +40,9 @@ func newMesh(t *testing.T, n int) *mesh {
 		m.peers = append(m.peers, newRoom(t, m, func(o *Options) {
 			o.Self, o.Origins = meshPeer(i), m.origin
 			o.Directory = asker{m.home, o.Self}
+			if directories != nil {
+				o.Directory = directories[i]
+			}
 		}))
 	}
 	return m
@@ -86,20 +92,78 @@ func TestMeshReadsTheOriginOnce(t *testing.T) {
 					m.origin.took = 20 * time.Millisecond
 					extents := []*covey.Extent{extentOf("a", 12), extentOf("b", 5), extentOf("c", 1)}
 					m.readAll(t, extents, seed)
-					for _, e := range extents {
-						for _, l := range e.Blocks {
-							if got := m.origin.count(l); got != 1 {
-								t.Errorf("%s: %d reads of the origin", l, got)
-							}
-						}
-					}
-					for _, p := range m.peers {
-						if p.Totals().Overrides != 0 {
-							t.Errorf("overrides: %+v", p.Totals())
-						}
-					}
+					m.checkOnce(t, extents)
 				})
 			})
+		}
+	}
+}
+
+// members is the member table of peer i of n, and how it calls the others.
+type members struct {
+	self        covey.PeerID
+	all         []covey.PeerID
+	directories []*dht.Directory
+}
+
+func (m *members) Self() covey.PeerID             { return m.self }
+func (m *members) Live() ([]covey.PeerID, uint64) { return m.all, 1 }
+
+func (m *members) Call(ctx context.Context, to covey.PeerID, request []byte) ([]byte, error) {
+	if err := sleep(ctx, time.Millisecond); err != nil {
+		return nil, err
+	}
+	return m.directories[slices.Index(m.all, to)].Serve(ctx, m.self, request), nil
+}
+
+// fault 39, with the directory that an agent runs.
+func TestMeshWithRealDirectories(t *testing.T) {
+	for _, n := range []int{1, 4, 8} {
+		t.Run(fmt.Sprintf("peers=%d", n), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				all := make([]covey.PeerID, n)
+				for i := range all {
+					all[i] = meshPeer(i)
+				}
+				directories := make([]*dht.Directory, n)
+				ctx, cancel := context.WithCancel(t.Context())
+				var runs sync.WaitGroup
+				for i := range directories {
+					m := &members{self: all[i], all: all, directories: directories}
+					directories[i] = dht.NewDirectory(dht.DirectoryOptions{Members: m, Caller: m})
+				}
+				for _, d := range directories {
+					runs.Go(func() {
+						if err := d.Run(ctx); err != nil && ctx.Err() == nil {
+							t.Error(err)
+						}
+					})
+				}
+				m := newMesh(t, n, directories...)
+				m.origin.took = 20 * time.Millisecond
+				extents := []*covey.Extent{extentOf("a", 12), extentOf("b", 5), extentOf("c", 1)}
+				m.readAll(t, extents, uint64(n))
+				cancel()
+				runs.Wait()
+				m.checkOnce(t, extents)
+			})
+		})
+	}
+}
+
+// checkOnce fails for each block that was not read from the origin once.
+func (m *mesh) checkOnce(t *testing.T, extents []*covey.Extent) {
+	t.Helper()
+	for _, e := range extents {
+		for _, l := range e.Blocks {
+			if got := m.origin.count(l); got != 1 {
+				t.Errorf("%s: %d reads of the origin", l, got)
+			}
+		}
+	}
+	for _, p := range m.peers {
+		if p.Totals().Overrides != 0 {
+			t.Errorf("overrides: %+v", p.Totals())
 		}
 	}
 }

@@ -13,23 +13,30 @@ func TestQuestionsKeepFailedPeersApart(t *testing.T) {
 		r := newRoom(t, noPeers(t))
 		e := extentOf("a", 4)
 		r.home.holds(e, []int{0, 1}, "a")
-		answers := make(chan answer, 2)
-		for slot, failed := range [][]covey.PeerID{{"a"}, nil} {
+		var got [4]answer
+		// While the question for slot 3 is under way, the others gather.
+		for _, slot := range []int{3, 0, 1} {
+			var failed []covey.PeerID
+			if slot == 0 {
+				failed = []covey.PeerID{"a"}
+			}
 			go func() {
 				a, err := r.planner.resolve(t.Context(), e, slot, failed, false, false)
 				if err != nil {
 					t.Error(err)
 				}
-				answers <- a
+				r.home.mu.Lock()
+				defer r.home.mu.Unlock()
+				got[slot] = a
 			}()
 			synctest.Wait()
 		}
-		first, second := <-answers, <-answers
-		if first.Slot != 0 {
-			first, second = second, first
-		}
-		if len(first.Peers) != 0 || len(second.Peers) != 1 {
-			t.Errorf("slot 0 from %q, slot 1 from %q, want only slot 1 from a", first.Peers, second.Peers)
+		time.Sleep(10 * time.Millisecond)
+		r.settle()
+		r.home.mu.Lock()
+		defer r.home.mu.Unlock()
+		if len(got[0].Peers) != 0 || len(got[1].Peers) != 1 {
+			t.Errorf("slot 0 from %q, slot 1 from %q, want only slot 1 from a", got[0].Peers, got[1].Peers)
 		}
 	})
 }
