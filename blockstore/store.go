@@ -5,61 +5,89 @@
 // present, their digests and where they are advertised live in a Pebble index.
 // Data is written before the index names it, so a crash loses recent blocks and
 // never serves a wrong one.
+//
+// FORMAT.md has what is on disk, and what every crash leaves of it.
 package blockstore
 
 import (
+	"errors"
+	"fmt"
 	"io"
-	"iter"
+	"io/fs"
 	"log/slog"
-	"os"
+	"sync"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/covey-cache/covey"
 )
 
-// Options configure a store. The zero value of every field but Dir works.
-type Options struct {
-	// Dir is the cache directory. It is made when missing, with mode 0700, and
-	// owned by one process at a time (a lock file).
-	Dir string
-	// Budget is the most bytes of block data the store may hold, counted as
-	// disk blocks used; 0 means a tenth of what is free on Dir's file system
-	// when the store opens.
-	Budget int64
-	// FS is the file system under data and index; nil means the operating
-	// system's. It is the seam for simulation and fault injection.
-	FS vfs.FS
-	// SyncEvery is how long an admitted block may stay unsynced; 0 means 1 s.
-	SyncEvery time.Duration
-	// OnCorrupt, if set, is called for every block whose bytes on disk turned
-	// out wrong. It must not block.
-	OnCorrupt func(covey.Locator)
-	Log       *slog.Logger
-	Registry  prometheus.Registerer
-}
+// Store is one tier: a directory of blocks with a byte budget. All methods may
+// be called concurrently.
+//
+// What is here is known in memory (table); what a block contains is in the
+// index, or for the last second in a group that has yet to be written there. A
+// block is checked against its checksum once in the store's life, before it is
+// served for the first time; admission counts as that check. From then on reads
+// are plain reads of the file.
+//
+// Open starts two goroutines, which sleep while nothing is admitted: one commits
+// groups, one does what may take long (checking large objects, clearing out what
+// a crash left). Close joins both.
+type Store struct {
+	opts    Options
+	log     *slog.Logger
+	at      layout
+	lock    io.Closer
+	data    dataDir
+	index   *index
+	metrics *metrics
+	extents extentCache
 
-// Handle is a hold on one cached block (or on a part of memory that stands for
-// one). The bytes stay readable until Release, whatever is evicted. Release
-// exactly once.
-type Handle interface {
-	io.ReaderAt
-	// Len is the block's length in bytes.
-	Len() int
-	// Digest is what the bytes were verified against when they were admitted.
-	Digest() covey.Digest
-	Release()
-}
+	wake   chan struct{} // the first change of a group was made
+	kick   chan struct{} // the group is large: do not wait
+	stop   chan struct{}
+	checks chan covey.Object // large objects to check
+	done   sync.WaitGroup
 
-// Held is the part of an extent that the store has, as the directory wants to
-// hear it.
-type Held struct {
-	Extent covey.ExtentID
-	Have   covey.Bitmap
-	// Digests has one entry for each bit of Have, lowest slot first.
-	Digests []covey.Digest
+	haltOnce sync.Once
+
+	// flushMu lets one group be committed at a time. It is taken before mu.
+	flushMu sync.Mutex
+
+	// mu guards everything below. Code that holds it does no I/O.
+	//
+	// INVARIANT: a block is set in the table exactly when its bytes are in the
+	// file and its record is in pending, flushing or the index.
+	// INVARIANT: used is the disk use of all blocks in the table and of all
+	// that are being written.
+	mu sync.Mutex
+	// changed is told when a claim, a use of the store or a group ends.
+	changed *sync.Cond
+	table   *table
+	budget  int64
+	used    int64
+	room    int64 // what the file system can take, as far as we know
+	roomAt  time.Time
+	pending *group
+	// flushing is the group being committed, nil when none is. When that
+	// fails, it stays: its blocks are served for the rest of the store's life.
+	flushing *group
+	group    uint64 // number of the last sealed group
+	// claims counts who is writing to an object's file: blocks being written,
+	// or claimedWhole while the file as such is changed.
+	claims  map[covey.ObjectID]int
+	writing map[blockKey]struct{}
+	open    map[covey.ObjectID]*openFile
+	queued  map[covey.ObjectID]struct{} // in checks
+	// drops counts every time that blocks went, so that a reader who looked,
+	// then opened, knows to look again.
+	drops uint64
+	// fault is what ended admission, nil while it goes on.
+	fault  error
+	active int // calls in progress
+	closed bool
 }
 
 // Usage is what a tier holds.
@@ -71,40 +99,188 @@ type Usage struct {
 	ReadOnly       bool // a disk fault stopped admission
 }
 
-// The methods of Store, implemented in the files beside this one. All may be
-// called concurrently.
-type store interface {
-	// Get holds a cached block; ErrNotFound when it is not here. A block whose
-	// checksum no longer holds is dropped, counted, and ErrNotFound.
-	Get(l covey.Locator) (Handle, error)
+// errClosed is what calls after Close get.
+var errClosed = fmt.Errorf("block store is closed: %w", covey.ErrUnavailable)
 
-	// Present returns which blocks of the extent are here, without I/O where
-	// the objects are known in memory.
-	Present(e *covey.Extent) covey.Bitmap
+// Open takes the directory and reads what an earlier process left there. An
+// index that cannot be read is moved aside, and the store starts empty.
+//
+// The error says what is wrong with the directory: [covey.ErrInvalid] when it is
+// somebody else's or of an unknown format, [covey.ErrUnavailable] when another
+// process has it, [covey.ErrReadOnly] when it cannot be written to,
+// [covey.ErrFull] when the file system has no room for the index.
+func Open(opts Options) (*Store, error) {
+	if err := opts.Validate(); err != nil {
+		return nil, fmt.Errorf("open block store: %w", err)
+	}
+	opts = opts.withDefaults()
+	s := &Store{
+		opts: opts, log: opts.Log,
+		at:      layout{fs: opts.FS, os: opts.FS == nil, dir: opts.Dir},
+		wake:    make(chan struct{}, 1),
+		kick:    make(chan struct{}, 1),
+		stop:    make(chan struct{}),
+		checks:  make(chan covey.Object, maxChecks),
+		table:   newTable(),
+		pending: newGroup(),
+		claims:  make(map[covey.ObjectID]int),
+		writing: make(map[blockKey]struct{}),
+		open:    make(map[covey.ObjectID]*openFile),
+		queued:  make(map[covey.ObjectID]struct{}),
+	}
+	if s.at.os {
+		s.at.fs = vfs.Default
+	}
+	s.changed = sync.NewCond(&s.mu)
+	crashed, err := s.start()
+	if err != nil {
+		_ = s.release() // err says why
+		return nil, fmt.Errorf("open block store %s: %w", opts.Dir, kind(err))
+	}
+	s.metrics = newMetrics(s, opts.Registry)
+	s.done.Add(2)
+	go s.commitGroups()
+	go s.background(crashed)
+	return s, nil
+}
 
-	// Put admits a block whose bytes have the given digest. It does not keep
-	// data. ErrFull when the budget has no room; the caller goes on without.
-	// Putting a block that is already here is a no-op, except that its place is
-	// brought up to date.
-	Put(l covey.Locator, p covey.Place, d covey.Digest, data []byte) error
+// start does the I/O of Open. crashed reports that the last process did not
+// close the store.
+func (s *Store) start() (crashed bool, err error) {
+	if err := s.at.prepare(); err != nil {
+		return false, err
+	}
+	if s.lock, err = s.at.lock(); err != nil {
+		return false, err
+	}
+	if err := s.at.check(); err != nil {
+		return false, err
+	}
+	crashed, err = s.recover()
+	if err != nil {
+		return false, err
+	}
+	if err := s.openData(); err != nil {
+		return false, err
+	}
+	s.budget, err = s.measure()
+	return crashed, err
+}
 
-	// PutEmpty makes an object of no blocks known, so that OpenWhole finds it.
-	// OpenWhole opens the object's file for reading when every block is here;
-	// ErrNotFound otherwise. The file may be unlinked while it is open, and is
-	// never changed below its size. The caller closes it.
-	OpenWhole(o covey.Object) (*os.File, error)
+func (s *Store) openData() (err error) {
+	dir := s.at.path(nameData)
+	if s.at.os {
+		s.data, err = openOSData(dir)
+		return err
+	}
+	s.data = &fsData{fs: s.at.fs, dir: dir}
+	return nil
+}
 
-	// All yields what the store holds, extent by extent, for the directory's
-	// full refresh. It does not block writers.
-	All() iter.Seq[Held]
+// release gives up whatever start got hold of.
+func (s *Store) release() error {
+	var errs []error
+	if s.index != nil {
+		errs = append(errs, s.index.close())
+	}
+	if s.data != nil {
+		errs = append(errs, s.data.close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
 
-	// Drop forgets one block (it was found to be wrong).
-	Drop(l covey.Locator) error
+// Close makes what was admitted durable, marks the store clean and gives up the
+// directory. Handles stay readable. Calls in progress are waited for, later ones
+// fail. Closing again does nothing.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	close(s.stop)
+	for s.active > 0 {
+		s.changed.Wait()
+	}
+	s.mu.Unlock()
+	s.done.Wait()
+	s.metrics.close()
 
-	Usage() Usage
+	s.flushMu.Lock()
+	defer s.flushMu.Unlock()
+	err := s.flush()
+	if err == nil {
+		err = s.index.setMark(mark{group: s.group, clean: true})
+	}
+	if s.index.corrupt.Load() {
+		err = errors.Join(err, s.at.noteDamage())
+	}
+	if err = errors.Join(err, s.release()); err != nil {
+		return fmt.Errorf("close block store %s: %w", s.opts.Dir, err)
+	}
+	return nil
+}
 
-	// Sync makes everything admitted so far survive a power loss.
-	Sync() error
-	// Close syncs, marks the store clean and gives up the lock.
-	Close() error
+// enter begins a call that does I/O; leave ends it.
+func (s *Store) enter() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errClosed
+	}
+	s.active++
+	return nil
+}
+
+func (s *Store) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.active--
+	if s.closed {
+		s.changed.Broadcast()
+	}
+}
+
+// Usage returns what the store holds now.
+func (s *Store) Usage() Usage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Usage{
+		Dir: s.opts.Dir, Budget: s.budget, Used: s.used,
+		Objects: s.table.objects, Whole: s.table.whole, Blocks: s.table.blocks,
+		ReadOnly: s.fault != nil,
+	}
+}
+
+// failWith ends admission for the rest of the store's life; reads go on. Only
+// the first fault is logged: a failing disk has one for every block.
+func (s *Store) failWith(err error) {
+	s.mu.Lock()
+	first := s.fault == nil
+	if first {
+		s.fault = err
+	}
+	s.mu.Unlock()
+	if first {
+		s.log.Error("cache admits nothing any more; restart the agent when the disk is mended",
+			"tier", s.opts.Dir, "err", err)
+	}
+}
+
+// kind marks an error of the operating system with the covey error that callers
+// act upon.
+func kind(err error) error {
+	switch {
+	case isFull(err):
+		return fmt.Errorf("%w: %w", err, covey.ErrFull)
+	case isReadOnly(err), errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: %w", err, covey.ErrReadOnly)
+	case isTransient(err):
+		return fmt.Errorf("%w: %w", err, covey.ErrUnavailable)
+	}
+	return err
 }

@@ -1,0 +1,102 @@
+package blockstore
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/covey-cache/covey"
+)
+
+// Drop forgets one block (it was found to be wrong). Its bytes are cleared, so
+// that not even a crash brings it back. Where somebody may be reading the block
+// (a handle, or a descriptor given by OpenWhole), the whole object goes
+// instead: its file is unlinked and stays as it is under its readers. Dropping
+// what is not here is no error.
+func (s *Store) Drop(l covey.Locator) error {
+	if err := l.Validate(); err != nil {
+		return fmt.Errorf("drop %s: %w", l, err)
+	}
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.leave()
+	if err := s.drop(l); err != nil {
+		return fmt.Errorf("drop %s from %s: %w", l, s.opts.Dir, err)
+	}
+	return nil
+}
+
+func (s *Store) drop(l covey.Locator) error {
+	k := blockKey{l.Object.ID(), uint32(l.Index)}
+	s.mu.Lock()
+	s.claimBlock(k)
+	e := s.table.find(&k.id)
+	if e == nil || !s.table.has(e, l.Index) {
+		s.mu.Unlock()
+		s.unclaimBlock(k)
+		return nil
+	}
+	f := s.open[k.id]
+	if e.flags&flagHanded != 0 || f != nil && slices.Contains(f.held, k.index) {
+		s.mu.Unlock()
+		s.unclaimBlock(k)
+		return s.dropObject(l.Object)
+	}
+	s.table.unset(e, l.Index)
+	s.used -= blockUse(l.Object, l.Index)
+	s.drops++
+	s.note(l.Object, k, change{gone: true, prior: true})
+	// The last block takes the file with it, unless another is on its way in.
+	last := e.count == 0 && s.claims[k.id] == 1
+	if last {
+		s.claims[k.id] = claimedWhole
+		s.table.remove(e)
+	}
+	s.mu.Unlock()
+
+	var err error
+	if last {
+		err = s.data.remove(k.id)
+	} else {
+		err = s.data.punch(k.id, l.Range())
+	}
+	s.unclaimBlock(k)
+	return ignoreMissing(err)
+}
+
+// DropObject forgets an object: its file is unlinked, and every block of it is
+// gone. Open handles and descriptors keep their bytes. Dropping what is not here
+// is no error. It is for old versions, and for eviction to come.
+func (s *Store) DropObject(o covey.Object) error {
+	if err := o.Validate(); err != nil {
+		return fmt.Errorf("drop %s: %w", o.Key, err)
+	}
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.leave()
+	if err := s.dropObject(o); err != nil {
+		return fmt.Errorf("drop %s from %s: %w", o.Key, s.opts.Dir, err)
+	}
+	return nil
+}
+
+func (s *Store) dropObject(o covey.Object) error {
+	id := o.ID()
+	s.mu.Lock()
+	s.claimWhole(id)
+	defer s.unclaimWhole(id)
+	e := s.table.find(&id)
+	if e == nil {
+		s.mu.Unlock()
+		return nil
+	}
+	s.used -= s.table.objectUse(e, o)
+	s.table.remove(e)
+	s.pending.wipe(id, o)
+	s.noted()
+	s.drops++
+	delete(s.open, id) // who reads it holds the file itself
+	s.mu.Unlock()
+	return s.data.remove(id)
+}

@@ -1,0 +1,67 @@
+package blockstore
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics are one tier's. The label is its directory.
+type metrics struct {
+	registry   prometheus.Registerer
+	collectors []prometheus.Collector
+
+	admitted, refused, corrupt, unreadable prometheus.Counter
+	commit                                 prometheus.Histogram
+}
+
+func newMetrics(s *Store, r prometheus.Registerer) *metrics {
+	tier := prometheus.Labels{"tier": s.opts.Dir}
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "covey_blockstore_" + name, Help: help, ConstLabels: tier})
+	}
+	gauge := func(name, help string, f func(Usage) float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "covey_blockstore_" + name, Help: help, ConstLabels: tier},
+			func() float64 { return f(s.Usage()) })
+	}
+	m := &metrics{
+		registry:   r,
+		admitted:   counter("admitted_blocks_total", "Blocks written."),
+		refused:    counter("refused_blocks_total", "Blocks not admitted: no room, or a fault."),
+		corrupt:    counter("corrupt_blocks_total", "Blocks whose bytes on disk had changed."),
+		unreadable: counter("unreadable_blocks_total", "Blocks that the disk did not give back."),
+		commit: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "covey_blockstore_commit_seconds", Help: "Time to make a group of blocks durable.",
+			ConstLabels: tier,
+			// From a fast NVMe's sync to a disk that stalls.
+			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8),
+		}),
+	}
+	m.collectors = []prometheus.Collector{
+		m.admitted, m.refused, m.corrupt, m.unreadable, m.commit,
+		gauge("bytes", "Disk use of the blocks held.", func(u Usage) float64 { return float64(u.Used) }),
+		gauge("budget_bytes", "Most disk use allowed.", func(u Usage) float64 { return float64(u.Budget) }),
+		gauge("blocks", "Blocks held.", func(u Usage) float64 { return float64(u.Blocks) }),
+		gauge("objects", "Objects of which any block is held.", func(u Usage) float64 { return float64(u.Objects) }),
+		gauge("whole_objects", "Objects of which every block is held.", func(u Usage) float64 { return float64(u.Whole) }),
+		gauge("read_only", "1 after a disk fault stopped admission.", func(u Usage) float64 {
+			if u.ReadOnly {
+				return 1
+			}
+			return 0
+		}),
+	}
+	if r != nil {
+		for _, c := range m.collectors {
+			r.MustRegister(c)
+		}
+	}
+	return m
+}
+
+// close takes the metrics off the registry, so that the directory can be opened
+// again.
+func (m *metrics) close() {
+	if m.registry == nil {
+		return
+	}
+	for _, c := range m.collectors {
+		m.registry.Unregister(c)
+	}
+}

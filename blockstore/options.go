@@ -1,0 +1,73 @@
+package blockstore
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/covey-cache/covey"
+)
+
+// Options configure a store. The zero value of every field but Dir works.
+type Options struct {
+	// Dir is the cache directory. It is made when missing, with mode 0700, and
+	// owned by one process at a time (a lock file).
+	Dir string
+	// Budget is the most bytes of block data the store may hold, counted as
+	// disk blocks used; 0 means a tenth of what is free on Dir's file system
+	// when the store opens.
+	Budget int64
+	// FS is the file system under data and index; nil means the operating
+	// system's. It is the seam for simulation and fault injection. With any
+	// other than the operating system's, OpenWhole has no descriptor to give and
+	// finds nothing.
+	FS vfs.FS
+	// SyncEvery is how long an admitted block may stay unsynced; 0 means 1 s.
+	SyncEvery time.Duration
+	// OnCorrupt, if set, is called for every block whose bytes on disk turned
+	// out wrong. It must not block.
+	OnCorrupt func(covey.Locator)
+	Log       *slog.Logger
+	Registry  prometheus.Registerer
+}
+
+// defaultSyncEvery is how much admission a power loss may undo. One second of
+// origin reads is cheap to repeat, and one sync a second costs a disk nothing.
+const defaultSyncEvery = time.Second
+
+// memBudget is the default budget on a file system that cannot tell how much is
+// free, which only one in memory does. It keeps a simulation of 20 nodes within
+// a laptop.
+const memBudget int64 = 1 << 30
+
+// Validate reports every field that is wrong.
+func (o Options) Validate() error {
+	var errs []error
+	if o.Dir == "" {
+		errs = append(errs, fmt.Errorf("cache directory is not set: %w", covey.ErrInvalid))
+	}
+	if o.Budget < 0 {
+		errs = append(errs, fmt.Errorf("cache budget of %d bytes: %w", o.Budget, covey.ErrInvalid))
+	}
+	if o.SyncEvery < 0 {
+		errs = append(errs, fmt.Errorf("sync interval %v: %w", o.SyncEvery, covey.ErrInvalid))
+	}
+	return errors.Join(errs...)
+}
+
+func (o Options) withDefaults() Options {
+	if o.SyncEvery == 0 {
+		o.SyncEvery = defaultSyncEvery
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.FS == vfs.Default {
+		o.FS = nil
+	}
+	return o
+}

@@ -1,0 +1,217 @@
+package blockstore
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+
+	"github.com/covey-cache/covey"
+)
+
+// The kinds of record in the index, each the first byte of its key. FORMAT.md
+// has the diagrams.
+const (
+	keyBlock    = 'b' // ObjectID, index: digest, checksum, place
+	keyExtent   = 'e' // ExtentID, slot: which block is advertised there
+	keyMark     = 'm' // the last group, and whether the store was closed after it
+	keyObject   = 'o' // ObjectID: the object's name, for people and eviction
+	keyPresence = 'p' // ObjectID: which blocks are here; the table is read from it
+)
+
+// recordVersion is the first byte of every value. A record of another version is
+// treated as unreadable, so that a later format can change one kind at a time.
+const recordVersion = 1
+
+// record is what the index keeps of one block.
+type record struct {
+	digest covey.Digest
+	crc    uint32 // CRC32C of the block's bytes
+	place  covey.Place
+}
+
+// blockKey names a block within the store.
+type blockKey struct {
+	id    covey.ObjectID
+	index uint32
+}
+
+func (k blockKey) append(b []byte) []byte {
+	b = append(b, keyBlock)
+	b = append(b, k.id[:]...)
+	return binary.BigEndian.AppendUint32(b, k.index)
+}
+
+func objectKey(kind byte, id covey.ObjectID) []byte {
+	return append(append(make([]byte, 0, 33), kind), id[:]...)
+}
+
+func extentKey(p covey.Place) []byte {
+	b := append(make([]byte, 0, 34), keyExtent)
+	b = append(b, p.Extent[:]...)
+	return append(b, p.Slot)
+}
+
+const blockValueLen = 1 + 32 + 4 + 32 + 1
+
+func (r record) append(b []byte) []byte {
+	b = append(b, recordVersion)
+	b = append(b, r.digest[:]...)
+	b = binary.LittleEndian.AppendUint32(b, r.crc)
+	b = append(b, r.place.Extent[:]...)
+	return append(b, r.place.Slot)
+}
+
+func parseRecord(b []byte) (r record, err error) {
+	if len(b) != blockValueLen || b[0] != recordVersion || b[blockValueLen-1] >= covey.MaxExtentBlocks {
+		return r, badRecord("block", b)
+	}
+	copy(r.digest[:], b[1:])
+	r.crc = binary.LittleEndian.Uint32(b[33:])
+	copy(r.place.Extent[:], b[37:])
+	r.place.Slot = b[69]
+	return r, nil
+}
+
+// advert is a record of the extent index: the block in one slot.
+type advert struct {
+	key    blockKey
+	place  covey.Place
+	digest covey.Digest
+}
+
+const advertValueLen = 1 + 32 + 4 + 32
+
+func (a advert) appendValue(b []byte) []byte {
+	b = append(b, recordVersion)
+	b = append(b, a.key.id[:]...)
+	b = binary.BigEndian.AppendUint32(b, a.key.index)
+	return append(b, a.digest[:]...)
+}
+
+func parseAdvert(key, value []byte) (a advert, err error) {
+	if len(key) != 34 || key[33] >= covey.MaxExtentBlocks || len(value) != advertValueLen || value[0] != recordVersion {
+		return a, badRecord("extent", value)
+	}
+	copy(a.place.Extent[:], key[1:])
+	a.place.Slot = key[33]
+	copy(a.key.id[:], value[1:])
+	a.key.index = binary.BigEndian.Uint32(value[33:])
+	copy(a.digest[:], value[37:])
+	return a, nil
+}
+
+// presence is which blocks of an object are durable, with as much of its shape as
+// the table and the budget need.
+type presence struct {
+	group           uint64 // that last changed it
+	size, blockSize int64
+	whole           bool
+	bits            []byte // bit i of byte i/8; nil when whole
+}
+
+func (p *presence) has(i int) bool { return p.whole || p.bits[i/8]>>(uint(i)%8)&1 == 1 }
+
+func (p *presence) object() covey.Object {
+	return covey.Object{Size: p.size, BlockSize: p.blockSize}
+}
+
+func (p *presence) append(b []byte) []byte {
+	b = append(b, recordVersion, 0)
+	if p.whole {
+		b[len(b)-1] = 1
+	}
+	b = binary.AppendUvarint(b, p.group)
+	b = binary.AppendUvarint(b, uint64(p.size))
+	b = binary.AppendUvarint(b, uint64(p.blockSize))
+	return append(b, p.bits...)
+}
+
+func parsePresence(b []byte) (p presence, err error) {
+	if len(b) < 2 || b[0] != recordVersion || b[1] > 1 {
+		return p, badRecord("presence", b)
+	}
+	p.whole = b[1] == 1
+	rest := b[2:]
+	var f [3]uint64
+	for i := range f {
+		v, n := binary.Uvarint(rest)
+		if n <= 0 {
+			return p, badRecord("presence", b)
+		}
+		f[i], rest = v, rest[n:]
+	}
+	if f[1] > uint64(covey.MaxObjectSize) || f[2] < uint64(covey.MinBlockSize) || f[2] > uint64(covey.MaxBlockSize) {
+		return p, badRecord("presence", b)
+	}
+	p.group, p.size, p.blockSize = f[0], int64(f[1]), int64(f[2])
+	n := p.object().Blocks()
+	want := (n + 7) / 8
+	if p.whole {
+		want = 0
+	}
+	if n > math.MaxUint32 || len(rest) != want {
+		return p, badRecord("presence", b)
+	}
+	p.bits = rest
+	return p, nil
+}
+
+func appendObject(b []byte, o covey.Object) []byte {
+	b = append(b, recordVersion)
+	for _, s := range [...]string{o.Origin, o.Key, o.Version} {
+		b = binary.AppendUvarint(b, uint64(len(s)))
+		b = append(b, s...)
+	}
+	b = binary.AppendUvarint(b, uint64(o.Size))
+	return binary.AppendUvarint(b, uint64(o.BlockSize))
+}
+
+func parseObject(b []byte) (o covey.Object, err error) {
+	if len(b) == 0 || b[0] != recordVersion {
+		return o, badRecord("object", b)
+	}
+	rest := b[1:]
+	for _, to := range [...]*string{&o.Origin, &o.Key, &o.Version} {
+		n, k := binary.Uvarint(rest)
+		if k <= 0 || n > uint64(len(rest)-k) {
+			return o, badRecord("object", b)
+		}
+		*to, rest = string(rest[k:k+int(n)]), rest[k+int(n):]
+	}
+	for _, to := range [...]*int64{&o.Size, &o.BlockSize} {
+		n, k := binary.Uvarint(rest)
+		if k <= 0 || n > uint64(covey.MaxObjectSize) {
+			return o, badRecord("object", b)
+		}
+		*to, rest = int64(n), rest[k:]
+	}
+	if len(rest) != 0 {
+		return o, badRecord("object", b)
+	}
+	return o, o.Validate()
+}
+
+// mark says how far the index is durable.
+type mark struct {
+	group uint64 // the last one written
+	clean bool   // the store was closed after it
+}
+
+func (m mark) append(b []byte) []byte {
+	b = append(b, recordVersion, 0)
+	if m.clean {
+		b[len(b)-1] = 1
+	}
+	return binary.LittleEndian.AppendUint64(b, m.group)
+}
+
+func parseMark(b []byte) (m mark, err error) {
+	if len(b) != 10 || b[0] != recordVersion || b[1] > 1 {
+		return m, badRecord("mark", b)
+	}
+	return mark{group: binary.LittleEndian.Uint64(b[2:]), clean: b[1] == 1}, nil
+}
+
+func badRecord(kind string, b []byte) error {
+	return fmt.Errorf("%s record of %d bytes in the index: %w", kind, len(b), covey.ErrCorrupt)
+}
