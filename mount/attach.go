@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -65,7 +66,13 @@ func attach(t *tree, dir string, opts Options, log *slog.Logger) (*fuse.Server, 
 		}
 	}
 	o.Options = append(o.Options, "ro", "nosuid", "nodev")
-	return fuse.NewServer(t, dir, &o)
+	s, err := fuse.NewServer(t, dir, &o)
+	if err != nil {
+		// fusermount3 writes its reason to standard error, and go-fuse ends its
+		// errors with a line break.
+		return nil, fmt.Errorf("%s; fusermount3 has said why", strings.TrimSpace(err.Error()))
+	}
+	return s, nil
 }
 
 // widenReadahead raises the kernel's readahead of the mount, which cannot be

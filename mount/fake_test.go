@@ -1,11 +1,13 @@
 package mount
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"iter"
 	"os"
@@ -206,6 +208,7 @@ type fakeBlocks struct {
 
 	open  atomic.Int64 // handles that were not released
 	local atomic.Int64
+	gets  atomic.Int64
 	waits atomic.Int64 // Gets that hang now
 }
 
@@ -302,12 +305,14 @@ func (f *fakeBlocks) evict(o covey.Object) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.present, o.ID())
-	os.Remove(f.file(o))
+	_ = os.Remove(f.file(o))
 }
 
+// fakeHandle is a section of a cache file, or of memory.
 type fakeHandle struct {
+	*io.SectionReader
 	f    *fakeBlocks
-	data []byte
+	file *os.File
 	once atomic.Bool
 }
 
@@ -315,14 +320,16 @@ func (h *fakeHandle) ReadAt(p []byte, off int64) (int, error) {
 	if h.once.Load() {
 		return 0, errors.New("read of a released handle")
 	}
-	n := copy(p, h.data[off:])
-	return n, nil
+	return h.SectionReader.ReadAt(p, off)
 }
-func (h *fakeHandle) Len() int             { return len(h.data) }
-func (h *fakeHandle) Digest() covey.Digest { return covey.Sum(h.data) }
+func (h *fakeHandle) Len() int             { return int(h.Size()) }
+func (h *fakeHandle) Digest() covey.Digest { return covey.Digest{} }
 func (h *fakeHandle) Release() {
 	if h.once.Swap(true) {
 		panic("released twice")
+	}
+	if h.file != nil {
+		h.file.Close()
 	}
 	h.f.open.Add(-1)
 }
@@ -342,24 +349,22 @@ func (f *fakeBlocks) Get(ctx context.Context, e *covey.Extent, slot int) (blocks
 			return nil, fmt.Errorf("get %v: %w", l, ctx.Err())
 		}
 	}
-	var data []byte
-	var err error
+	f.gets.Add(1)
 	if have {
-		data = make([]byte, l.Range().Len)
-		r, openErr := os.Open(f.file(l.Object))
-		if openErr != nil {
-			return nil, openErr
+		if r, err := os.Open(f.file(l.Object)); err == nil {
+			f.open.Add(1)
+			return &fakeHandle{SectionReader: io.NewSectionReader(r, l.Range().Off, l.Range().Len), f: f, file: r}, nil
 		}
-		defer r.Close()
-		_, err = r.ReadAt(data, l.Range().Off)
-	} else if data, err = f.fetch(l); err == nil {
+	}
+	data, err := f.fetch(l)
+	if err == nil {
 		err = f.put(l, data)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("get %v: %w", l, err)
 	}
 	f.open.Add(1)
-	return &fakeHandle{f: f, data: data}, nil
+	return &fakeHandle{SectionReader: io.NewSectionReader(bytes.NewReader(data), 0, int64(len(data))), f: f}, nil
 }
 
 func (f *fakeBlocks) Prefetch(e *covey.Extent, slots covey.Bitmap) int {

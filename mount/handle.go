@@ -13,9 +13,10 @@ import (
 )
 
 // heldBlocks is how many blocks an open handle holds from one read to the next,
-// so that a sequential reader gets each block once: the one it reads, and the
-// next one, into which the kernel's readahead reaches.
-const heldBlocks = 2
+// so that a sequential reader gets each block once. The kernel has two windows
+// of 8 MiB under way, which lie in up to 4 blocks of the default size at a time
+// (5 for a moment, where a window does not begin with a block).
+const heldBlocks = 4
 
 // handle is one open file. Its object is of the version that was current at
 // open, and so is every byte read through it.
@@ -36,62 +37,61 @@ type handle struct {
 	closed bool
 }
 
-// heldBlock is a block that a handle holds, released when it is no longer held
-// and nobody copies from it.
+// heldBlock is a block that a handle holds or is getting. It is released when it
+// is no longer held and nobody copies from it.
+//
+// INVARIANT: once ready is closed, exactly one of block and err is set.
 type heldBlock struct {
 	index   int
+	ready   chan struct{}
 	block   blockstore.Handle
+	err     error
 	users   int
 	dropped bool
 }
 
-// acquire returns the block if it is held, with one more user.
-func (h *handle) acquire(index int) *heldBlock {
+// claim returns the block's entry with one more user. Who is first to claim it
+// must get the block and [handle.settle] it. The oldest entry beyond the limit
+// goes.
+func (h *handle) claim(index int) (b *heldBlock, first bool) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.acquireLocked(index)
-}
-
-func (h *handle) acquireLocked(index int) *heldBlock {
 	for _, b := range h.held {
 		if b.index == index {
 			b.users++
-			return b
+			h.mu.Unlock()
+			return b, false
 		}
 	}
-	return nil
-}
-
-// hold keeps the block and returns it with one user; a block that another read
-// brought first is used instead. The oldest block beyond the limit goes.
-func (h *handle) hold(index int, block blockstore.Handle) *heldBlock {
-	h.mu.Lock()
-	if b := h.acquireLocked(index); b != nil {
-		h.mu.Unlock()
-		block.Release()
-		return b
-	}
-	b := &heldBlock{index: index, block: block, users: 1}
-	if h.closed {
-		b.dropped = true
-		h.mu.Unlock()
-		return b
-	}
-	h.held = append(h.held, b)
+	b = &heldBlock{index: index, ready: make(chan struct{}), users: 1, dropped: h.closed}
 	var old *heldBlock
-	if len(h.held) > heldBlocks {
-		old = h.held[0]
-		h.held = append(h.held[:0], h.held[1:]...)
-		old.dropped = true
-		if old.users > 0 {
-			old = nil
+	if !h.closed {
+		h.held = append(h.held, b)
+		if len(h.held) > heldBlocks {
+			old = h.held[0]
+			h.held = append(h.held[:0], h.held[1:]...)
+			old.dropped = true
+			if old.users > 0 {
+				old = nil
+			}
 		}
 	}
 	h.mu.Unlock()
 	if old != nil {
 		old.block.Release()
 	}
-	return b
+	return b, true
+}
+
+// settle ends the getting of a claimed block. One that could not be got is no
+// longer held.
+func (h *handle) settle(b *heldBlock, block blockstore.Handle, err error) {
+	h.mu.Lock()
+	b.block, b.err = block, err
+	h.mu.Unlock()
+	if err != nil {
+		h.discard(b)
+	}
+	close(b.ready)
 }
 
 // done gives up one use of the block.
@@ -100,19 +100,19 @@ func (h *handle) done(b *heldBlock) {
 	b.users--
 	last := b.users == 0 && b.dropped
 	h.mu.Unlock()
-	if last {
+	if last && b.block != nil {
 		b.block.Release()
 	}
 }
 
-// discard stops holding the block; its bytes could not be read.
+// discard stops holding the block: it could not be got, or not be read.
 func (h *handle) discard(b *heldBlock) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	b.dropped = true
 	for i, x := range h.held {
 		if x == b {
 			h.held = append(h.held[:i], h.held[i+1:]...)
-			b.dropped = true
 			return
 		}
 	}
@@ -135,6 +135,57 @@ func (h *handle) dropBlocks(closing bool) {
 	for _, b := range free {
 		b.block.Release()
 	}
+}
+
+// block returns one of the handle's blocks with one more user, for
+// [handle.done]. Requests that come to a block at once, as the kernel's readahead
+// does, get it once. begin is called when there is something to wait for.
+func (t *tree) block(h *handle, index int, begin func() context.Context) (*heldBlock, error) {
+	for {
+		b, first := h.claim(index)
+		if first {
+			block, err := t.fetch(begin(), h, index)
+			h.settle(b, block, err)
+			if err != nil {
+				h.done(b)
+				return nil, err
+			}
+			return b, nil
+		}
+		select {
+		case <-b.ready:
+		default:
+			select {
+			case <-b.ready:
+			case <-begin().Done():
+				h.done(b)
+				return nil, fmt.Errorf("wait for block %d of %s: %w", index, h.path, begin().Err())
+			}
+		}
+		err := b.err
+		if err == nil {
+			return b, nil
+		}
+		h.done(b)
+		// Whose end it was that ended the getting: only the getter's own is
+		// no answer for the others.
+		if begin().Err() == nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
+			continue
+		}
+		return nil, err
+	}
+}
+
+func (t *tree) fetch(ctx context.Context, h *handle, index int) (blockstore.Handle, error) {
+	e, slot, err := h.place(ctx, t.names, index)
+	if err != nil {
+		return nil, err
+	}
+	block, err := t.blocks.Get(ctx, e, slot)
+	if err != nil {
+		return nil, fmt.Errorf("fetch block %d of %s: %w", index, h.path, err)
+	}
+	return block, nil
 }
 
 // place returns the extent and slot of one of the object's blocks. Blocks of one

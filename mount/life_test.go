@@ -369,3 +369,23 @@ func TestIdleBackings(t *testing.T) {
 		t.Errorf("%d registrations are left", n)
 	}
 }
+
+// TestReadahead checks that the kernel asks for 8 MiB ahead, in requests of 1 MiB.
+func TestReadahead(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("widening the readahead needs root")
+	}
+	names := newFakeNames()
+	names.file("f", "v1", 64<<20)
+	m := start(t, names, Options{CompleteAtOpen: -1})
+	kb, err := os.ReadFile(fmt.Sprintf("/sys/class/bdi/0:%d/read_ahead_kb", m.number))
+	if err != nil || strings.TrimSpace(string(kb)) != "8192" {
+		t.Errorf("read_ahead_kb is %q, %v", kb, err)
+	}
+	if got, err := os.ReadFile(m.path("f")); err != nil || len(got) != 64<<20 {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	if n := m.Status().Reads; n > 100 {
+		t.Errorf("64 MiB took %d requests", n)
+	}
+}

@@ -40,6 +40,10 @@ func helper(what string, args []string) error {
 		return helperMmap(args)
 	case "serve":
 		return helperServe(args[0])
+	case "becomeUser":
+		return helperBecomeUser(args[0])
+	case "user":
+		return helperUser(args[0])
 	case "hold":
 		return helperHold(args[0])
 	case "cat":

@@ -249,6 +249,9 @@ func canMount(opts Options) error {
 	if _, err := fusermount(); err != nil {
 		return err
 	}
+	if unix.Access("/dev/fuse", unix.R_OK|unix.W_OK) != nil {
+		return errors.New("/dev/fuse is not open to this user; open it (chmod 666 /dev/fuse), as package fuse3 does")
+	}
 	if opts.AllowOther && !userAllowOther() {
 		return errors.New("letting other users read needs the line user_allow_other in /etc/fuse.conf")
 	}

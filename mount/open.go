@@ -3,7 +3,6 @@ package mount
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -104,19 +103,17 @@ func (t *tree) openWhole(h *handle) *os.File {
 // complete fetches every block of a small object. The blocks stay held as by
 // reads: where the cache has no room for them, the reads to come find them here.
 func (t *tree) complete(ctx context.Context, h *handle) error {
+	e, slot, err := h.place(ctx, t.names, 0)
+	if err != nil {
+		return err
+	}
+	t.askAhead(h, e, slot)
 	for i := range h.object.Blocks() {
-		e, slot, err := h.place(ctx, t.names, i)
+		b, err := t.block(h, i, func() context.Context { return ctx })
 		if err != nil {
 			return err
 		}
-		if i == 0 {
-			t.askAhead(h, e, slot)
-		}
-		block, err := t.blocks.Get(ctx, e, slot)
-		if err != nil {
-			return fmt.Errorf("fetch block %d of %s: %w", i, h.path, err)
-		}
-		h.done(h.hold(i, block))
+		h.done(b)
 	}
 	return nil
 }

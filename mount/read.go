@@ -90,12 +90,9 @@ func (r *reader) read(p []byte, off int64) error {
 func (r *reader) readBlock(p []byte, index int, within int64) error {
 	var last error
 	for range 2 {
-		b := r.acquire(index)
-		if b == nil {
-			var err error
-			if b, err = r.fetch(index); err != nil {
-				return err
-			}
+		b, err := r.block(r.handle, index, r.context)
+		if err != nil {
+			return err
 		}
 		last = b.readAt(p, within)
 		if last != nil {
@@ -107,19 +104,6 @@ func (r *reader) readBlock(p []byte, index int, within int64) error {
 		}
 	}
 	return fmt.Errorf("read block %d of %s: %w", index, r.path, last)
-}
-
-func (r *reader) fetch(index int) (*heldBlock, error) {
-	ctx := r.context()
-	e, slot, err := r.place(ctx, r.names, index)
-	if err != nil {
-		return nil, err
-	}
-	block, err := r.blocks.Get(ctx, e, slot)
-	if err != nil {
-		return nil, fmt.Errorf("fetch block %d of %s: %w", index, r.path, err)
-	}
-	return r.hold(index, block), nil
 }
 
 // ahead asks for what a sequential reader will want next. Failing to say where
