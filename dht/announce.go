@@ -113,8 +113,11 @@ func (a *announcer) step(ctx context.Context, now time.Time) {
 	} else if r.epoch == a.seen || now.Sub(a.settled) >= settleAtMost {
 		a.pushChange(ctx, r)
 	}
+	// A home that has just become first must not wait a second for what only its
+	// predecessor was told.
+	changed := r.epoch != a.seen
 	a.seen = r.epoch
-	if now.Sub(a.lastBatch) >= batchEvery {
+	if changed || now.Sub(a.lastBatch) >= batchEvery {
 		a.lastBatch = now
 		a.d.table.peers.decay()
 		a.batch(ctx, r)

@@ -52,7 +52,7 @@ type DirectoryOptions struct {
 	// what this peer announced after 15 min.
 	Source func() iter.Seq[Have]
 	// MaxEntries bounds the extents this peer keeps as a home; 0 means 524,288,
-	// at most 1.3 GiB.
+	// at most 1.2 GiB.
 	MaxEntries int
 	// LeaseTTL is how long a granted read may take; 0 means 15 s.
 	LeaseTTL time.Duration

@@ -40,9 +40,8 @@ const (
 
 // entry is what a home knows of one extent.
 //
-// With 64 blocks and 3 holders it takes about 2.5 KiB, 2 KiB of them digests:
-// 192 bytes of entry, 32 a digest, 24 a holder, 48 a lease, and the table's
-// 40 for the key and pointer. The table's shard lock guards all of it.
+// With 64 blocks and 3 holders it takes 2.3 KiB with its place in the table,
+// 2 KiB of them digests. The table's shard lock guards all of it.
 //
 // INVARIANT: len(digests) == pinned.Len().
 // INVARIANT: a holder's bits are all pinned, and no holder has none.

@@ -42,11 +42,18 @@ func startKad(t *testing.T) *kadNode {
 		if err := <-ended; err != nil {
 			t.Errorf("Run: %v", err)
 		}
-		h.Close()
+		closeHost(t, h)
 		n.stop = func() {}
 	}
 	t.Cleanup(func() { n.stop() })
 	return n
+}
+
+func closeHost(t *testing.T, h host.Host) {
+	t.Helper()
+	if err := h.Close(); err != nil {
+		t.Errorf("close host: %v", err)
+	}
 }
 
 // TestProvidersFindEachOther advertises on one of eight real hosts that all
@@ -100,7 +107,7 @@ func TestProvidersGiveUpWhatIsNotRenewed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer h.Close()
+	defer closeHost(t, h)
 	p, err := NewProviders(h, ProvidersOptions{})
 	if err != nil {
 		t.Fatal(err)

@@ -13,7 +13,7 @@ const (
 	// at one lock.
 	tableShards = 64
 
-	// defaultMaxEntries bounds the table to some 1.3 GiB when every extent is
+	// defaultMaxEntries bounds the table to some 1.2 GiB when every extent is
 	// full (64 digests); a node of a data set of small files has about half
 	// that per entry. 524,288 extents of 64 blocks of 4 MiB are 128 TiB at one
 	// home, three N-ths of what N peers cache together.
