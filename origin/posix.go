@@ -42,6 +42,8 @@ type posixBucket struct {
 	root    *os.Root
 	closed  bool
 	windows []*dirWindow // of listings under way, oldest first
+
+	windowNames int // constant but for a test
 }
 
 // maxStuck bounds the threads that a file server that went away can hold. It is
@@ -53,7 +55,7 @@ const maxStuck = 512
 const uploadPrefix = ".covey-upload-"
 
 func newPosix(dir string, opts Options) *posixBucket {
-	return &posixBucket{dir: dir, timeout: opts.Timeout, log: opts.Log, stuck: make(chan struct{}, maxStuck)}
+	return &posixBucket{dir: dir, timeout: opts.Timeout, log: opts.Log, stuck: make(chan struct{}, maxStuck), windowNames: windowNames}
 }
 
 func (b *posixBucket) Origin() string { return "file://" + b.dir }
@@ -82,6 +84,9 @@ func (b *posixBucket) open() (*os.Root, error) {
 	if b.root == nil {
 		root, err := os.OpenRoot(b.dir)
 		if err != nil {
+			if info, statErr := os.Stat(b.dir); statErr == nil && !info.IsDir() {
+				err = syscall.ENOTDIR // os.OpenRoot has a text only
+			}
 			return nil, rootError{err}
 		}
 		b.root = root
@@ -321,11 +326,11 @@ func (b *posixBucket) remove(key string) error {
 
 // ignoreMissing drops the errors that say there is no such object.
 func ignoreMissing(err error) error {
-	if posixKind(err) == covey.ErrNotFound {
+	if errors.Is(posixKind(err), covey.ErrNotFound) {
 		return nil
 	}
 	return err
 }
 
-// errShort marks a file that ended before its size, without having changed.
-var errShort = fmt.Errorf("the file ended early: %w: %w", io.ErrUnexpectedEOF, covey.ErrUnavailable)
+// errShort marks a body or a file that ended before its size, unchanged.
+var errShort = fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, covey.ErrUnavailable)

@@ -2,6 +2,7 @@ package origin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -129,7 +130,7 @@ func (p *posixBody) fill() {
 // same version after that.
 func readVersion(file *os.File, buf []byte, off int64, version string) (int, error) {
 	n, err := file.ReadAt(buf, off)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return 0, err
 	}
 	info, err := file.Stat()

@@ -70,7 +70,7 @@ func (l *lister) run() error {
 		if root, err = openDir(root, strings.TrimSuffix(dir, "/")); err != nil {
 			return ignoreMissing(err)
 		}
-		defer root.Close()
+		defer closeRoot(root)
 	}
 	err = l.walk(root, dir, name)
 	if errors.Is(err, errPageFull) {
@@ -91,6 +91,10 @@ func openDir(root *os.Root, dir string) (*os.Root, error) {
 	}
 	return root.OpenRoot(dir)
 }
+
+// closeRoot closes a directory that was only read, which cannot fail in a way
+// that matters.
+func closeRoot(root *os.Root) { _ = root.Close() }
 
 // walk adds what is in the directory at key ("" or with a slash behind) and has
 // a name that begins with prefix.
@@ -179,6 +183,6 @@ func (l *lister) descend(dir *os.Root, key, name string) error {
 		}
 		return ignoreMissing(err)
 	}
-	defer child.Close()
+	defer closeRoot(child)
 	return l.walk(child, key, "")
 }

@@ -137,7 +137,7 @@ func (u *uploadBody) Read(p []byte) (int, error) {
 	}
 	n, err := u.upload.body.Read(p[:min(int64(len(p)), u.rest)])
 	u.rest -= int64(n)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = fmt.Errorf("read the body: %w: %w", err, covey.ErrInvalid)
 	}
 	return n, err

@@ -1,8 +1,6 @@
 package origin
 
 import (
-	"errors"
-	"io"
 	"os"
 	"slices"
 	"sort"
@@ -35,6 +33,7 @@ type dirWindow struct {
 	names       []dirName // sorted by sortKey
 	more        bool      // the directory has names behind the last
 	made        time.Time
+	limit       int // of names
 }
 
 const (
@@ -47,8 +46,6 @@ const (
 	// of each is looked up when it is made, and names that have gone are left
 	// out; only a new name can be missed, as it can between any two pages.
 	windowAge = 30 * time.Second
-	// dirBatch is the names of one step: about a getdents buffer.
-	dirBatch = 512
 )
 
 // window returns the next names of an open directory that begin with prefix and
@@ -59,42 +56,22 @@ func (b *posixBucket) window(l *lister, dir *os.Root, key, prefix, from string) 
 			return w, nil
 		}
 	}
-	f, err := dir.Open(".")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	w := &dirWindow{dir: key, prefix: prefix, from: from, made: time.Now()}
-	for {
-		entries, err := f.ReadDir(dirBatch)
-		for _, e := range entries {
-			w.offer(e)
-		}
+	w := &dirWindow{dir: key, prefix: prefix, from: from, made: time.Now(), limit: b.windowNames}
+	err := readDirents(dir, w.offer, func() error {
 		l.progress.Add(1)
-		if ctxErr := l.ctx.Err(); ctxErr != nil {
-			return nil, ctxErr
-		}
-		if errors.Is(err, io.EOF) {
-			w.trim()
-			return w, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
+		return l.ctx.Err()
+	})
+	w.trim()
+	return w, err
 }
 
 // offer takes a name into the window if it belongs there.
-func (w *dirWindow) offer(e os.DirEntry) {
-	d := dirName{name: e.Name(), dir: e.IsDir()}
-	if !strings.HasPrefix(d.name, w.prefix) {
-		return
-	}
-	if d.sortKey() < w.from || strings.HasPrefix(d.name, uploadPrefix) {
+func (w *dirWindow) offer(d dirName) {
+	if !strings.HasPrefix(d.name, w.prefix) || strings.HasPrefix(d.name, uploadPrefix) || d.sortKey() < w.from {
 		return
 	}
 	w.names = append(w.names, d)
-	if len(w.names) == 2*windowNames {
+	if len(w.names) == 2*w.limit {
 		w.trim()
 	}
 }
@@ -102,9 +79,9 @@ func (w *dirWindow) offer(e os.DirEntry) {
 // trim sorts the window and drops what is too much.
 func (w *dirWindow) trim() {
 	slices.SortFunc(w.names, func(a, b dirName) int { return strings.Compare(a.sortKey(), b.sortKey()) })
-	if len(w.names) > windowNames {
-		clear(w.names[windowNames:])
-		w.names = w.names[:windowNames]
+	if len(w.names) > w.limit {
+		clear(w.names[w.limit:])
+		w.names = w.names[:w.limit]
 		w.more = true
 	}
 }

@@ -261,8 +261,11 @@ func (b *resumingBody) Read(p []byte) (int, error) {
 	b.rest.Off += int64(n)
 	b.rest.Len -= int64(n)
 	b.since += int64(n)
-	if err == nil || err == io.EOF || b.rest.Len == 0 {
+	if err == nil || b.rest.Len == 0 {
 		return n, err
+	}
+	if errors.Is(err, io.EOF) {
+		err = failure("get", b.key, b.Origin(), "the body ended early", errShort)
 	}
 	return n, b.resume(err)
 }

@@ -111,7 +111,7 @@ func (b *s3Bucket) Put(ctx context.Context, key string, body io.Reader, size int
 	out, err := b.client.PutObject(w.ctx, &s3.PutObjectInput{
 		Bucket: &b.name, Key: &key, Body: exact, ContentLength: &size,
 	}, s3.WithAPIOptions(v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware))
-	if bad := exact.seal(); bad != nil {
+	if bad := exact.seal(); bad != nil && ctx.Err() == nil {
 		return Info{}, fmt.Errorf("put %q of %s: %w: %w", key, b.Origin(), bad, covey.ErrInvalid)
 	}
 	if err != nil {
@@ -172,10 +172,10 @@ func (e *exactBody) Read(p []byte) (int, error) {
 	n, err := e.r.Read(p[:min(int64(len(p)), e.rest)])
 	e.rest -= int64(n)
 	switch {
-	case err == io.EOF && e.rest > 0:
+	case errors.Is(err, io.EOF) && e.rest > 0:
 		e.err = fmt.Errorf("the body ended %d bytes early", e.rest)
 		return n, e.err
-	case err != nil && err != io.EOF:
+	case err != nil && !errors.Is(err, io.EOF):
 		e.err = fmt.Errorf("read the body: %w", err)
 		return n, e.err
 	}

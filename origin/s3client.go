@@ -110,11 +110,13 @@ func httpClient(opts Options) (*http.Client, func()) {
 			Proxy:               nil,
 			DialContext:         (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext,
 			TLSHandshakeTimeout: dialTimeout,
+			// No ResponseHeaderTimeout: the watch over each try does it, for
+			// clients that are passed in too.
+			//
 			// As many as are ever in flight, or each burst would dial anew.
 			MaxIdleConns:          opts.InFlight,
 			MaxIdleConnsPerHost:   opts.InFlight,
 			IdleConnTimeout:       90 * time.Second,
-			ResponseHeaderTimeout: opts.Timeout,
 			ExpectContinueTimeout: time.Second,
 			ReadBufferSize:        readBuffer,
 			WriteBufferSize:       readBuffer,

@@ -75,7 +75,10 @@ func pin(in *s3.GetObjectInput, version string) (pinnedVersion, error) {
 		return pinnedVersion{}, errors.New("a malformed version")
 	}
 	p := pinnedVersion{modified: time.Unix(unix, 0).UTC(), size: length}
-	in.IfUnmodifiedSince = &p.modified
+	// One second later, because some servers take "since" to include the second
+	// itself. What slips through by that, check finds.
+	since := p.modified.Add(time.Second)
+	in.IfUnmodifiedSince = &since
 	return p, nil
 }
 
@@ -186,7 +189,7 @@ func (s *s3Body) Read(p []byte) (int, error) {
 
 func (s *s3Body) broken(err error) error {
 	b := s.bucket
-	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("get %q of %s: the body from %s ended %d bytes early: %w: %w",
 			s.key, b.Origin(), b.where(), s.rest, io.ErrUnexpectedEOF, covey.ErrUnavailable)
 	}

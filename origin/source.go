@@ -2,6 +2,7 @@ package origin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"time"
@@ -36,8 +37,7 @@ func open(ctx context.Context, rawURL string, opts Options) (*Source, error) {
 		return source, nil
 	}
 	if err := check(ctx, WithRetry(sent, openRetry, opts.Log), loc); err != nil {
-		source.Close()
-		return nil, err
+		return nil, errors.Join(err, source.Close())
 	}
 	return source, nil
 }

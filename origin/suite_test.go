@@ -20,7 +20,11 @@ func openSource(t *testing.T, url string, opts origin.Options) *origin.Source {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { source.Close() })
+	t.Cleanup(func() {
+		if err := source.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return source
 }
 

@@ -190,6 +190,8 @@ func cleanPrefix(path string) (string, error) {
 	return prefix, nil
 }
 
+var defaultPorts = map[string]string{"http": "80", "https": "443"}
+
 // canonicalEndpoint spells an endpoint the one way that every peer does: scheme
 // and host in lower case, without the scheme's own port and a trailing slash.
 func canonicalEndpoint(raw string) (string, error) {
@@ -215,7 +217,7 @@ func canonicalEndpoint(raw string) (string, error) {
 	if strings.Contains(host, ":") {
 		host = "[" + host + "]"
 	}
-	if port != "" && !(scheme == "http" && port == "80") && !(scheme == "https" && port == "443") {
+	if port != "" && port != defaultPorts[scheme] {
 		host += ":" + port
 	}
 	return scheme + "://" + host + strings.TrimRight(u.EscapedPath(), "/"), nil

@@ -10,7 +10,7 @@ import (
 
 func testListEmpty(p *place) {
 	for _, prefix := range []string{"", "missing", "missing/", "a/b/c/", "a//b/", "../", "./"} {
-		page, err := p.Bucket.List(p.ctx, origin.ListRequest{Prefix: p.prefix + prefix})
+		page, err := p.List(p.ctx, origin.ListRequest{Prefix: p.prefix + prefix})
 		if err != nil || len(page.Objects)+len(page.Prefixes) != 0 || page.Next != "" {
 			p.Errorf("%q: %+v, %v", prefix, page, err)
 		}
@@ -98,15 +98,15 @@ func testListPages(p *place) {
 		}
 	}
 	// Names that come and go between pages disturb no others.
-	page, err := p.Bucket.List(p.ctx, origin.ListRequest{Prefix: p.prefix, Limit: 10})
+	page, err := p.List(p.ctx, origin.ListRequest{Prefix: p.prefix, Limit: 10})
 	if err != nil {
 		p.Fatal(err)
 	}
-	if err := p.Bucket.Delete(p.ctx, page.Objects[9].Key); err != nil {
+	if err := p.Delete(p.ctx, page.Objects[9].Key); err != nil {
 		p.Fatal(err)
 	}
 	p.put("e-new", "x")
-	page, err = p.Bucket.List(p.ctx, origin.ListRequest{Prefix: p.prefix, Limit: 10, Token: page.Next})
+	page, err = p.List(p.ctx, origin.ListRequest{Prefix: p.prefix, Limit: 10, Token: page.Next})
 	if err != nil {
 		p.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func testListStat(p *place) {
 	for i := range 5 {
 		p.put(fmt.Sprintf("dir/%d", i), strings.Repeat("x", i))
 	}
-	page, err := p.Bucket.List(p.ctx, origin.ListRequest{Prefix: p.prefix + "dir/", Delimiter: "/"})
+	page, err := p.List(p.ctx, origin.ListRequest{Prefix: p.prefix + "dir/", Delimiter: "/"})
 	if err != nil {
 		p.Fatal(err)
 	}
