@@ -119,12 +119,16 @@ func (d *Dataset) grouped(ctx context.Context, path string, e Entry) (group, err
 	dir, _ := splitPath(path)
 	d.mu.Lock()
 	l, ok := d.listings.get(dir)
+	var r *run
+	var err error
+	if !ok {
+		r, err = d.join(dir, nil)
+	}
 	d.mu.Unlock()
 	if ok {
 		g, _ := d.groupIn(l, e)
 		return g, nil
 	}
-	r, err := d.follow(dir)
 	if err != nil {
 		return group{}, err
 	}

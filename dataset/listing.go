@@ -16,9 +16,11 @@ type listing struct {
 	at   time.Time // when the run began: the age of everything in it
 	view atomic.Pointer[view]
 	cuts cuts
-	// hidden is how many keys cannot be shown. It is set before the end is
-	// published.
+	// hidden is how many keys cannot be shown, and late the directories that
+	// the listing misses because they came when their place had been passed.
+	// Both are set before the end is published.
 	hidden int
+	late   []string
 
 	// dirty says that an entry is known to be another by now, so that the next
 	// ReadDir lists again. Lookups know better from the facts.

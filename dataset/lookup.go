@@ -130,7 +130,7 @@ func (o Options) believes() bool { return o.Immutable || o.MaxAge > 0 }
 func (d *Dataset) find(ctx context.Context, path string, k knowledge) (Entry, error) {
 	switch {
 	case k.relist:
-		e, found, err := d.findListed(ctx, path)
+		e, found, err := d.findListed(ctx, path, k.run)
 		if found || err != nil {
 			return e, err
 		}
@@ -147,9 +147,9 @@ func (d *Dataset) find(ctx context.Context, path string, k knowledge) (Entry, er
 
 // findListed follows the directory's run until it has got to the name. It is not
 // found when that takes too long.
-func (d *Dataset) findListed(ctx context.Context, path string) (e Entry, found bool, err error) {
+func (d *Dataset) findListed(ctx context.Context, path string, known *run) (e Entry, found bool, err error) {
 	dir, name := splitPath(path)
-	r, err := d.follow(dir)
+	r, err := d.follow(dir, known)
 	if err != nil {
 		return Entry{}, false, err
 	}

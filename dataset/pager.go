@@ -29,7 +29,12 @@ type pager struct {
 	exists  bool
 	// probed holds directories that the origin was asked about ahead of their
 	// turn. Each is a prefix of last, so there are at most 255.
-	probed  map[string]bool
+	probed map[string]bool
+	// patient says to hold back whatever it takes instead of asking.
+	patient bool
+	// late are directories that came although they were not there when asked
+	// about: made meanwhile, or empty ones of a file system.
+	late    []string
 	hidden  int
 	example string
 }
@@ -67,8 +72,10 @@ func (p *pager) add(page origin.Page) (progress bool, err error) {
 		case it.entry.Kind == 0 || !validName(it.entry.Name):
 			p.hide(it.key)
 		case it.entry.Kind == Dir && p.isProbed(it.entry.Name):
-			// It is in its place already, or came into being behind our back
-			// when its place had been passed.
+			// It is in its place already, or that place has been passed.
+			if !p.probed[it.entry.Name] {
+				p.late = append(p.late, it.entry.Name)
+			}
 		default:
 			p.pending = append(p.pending, it.entry)
 		}
@@ -157,7 +164,7 @@ func (p *pager) take(ctx context.Context, last bool) ([]Entry, error) {
 			break
 		}
 		k, _ = slices.BinarySearchFunc(p.pending, open, func(e Entry, name string) int { return cmp.Compare(e.Name, name) })
-		if len(p.pending)-k <= holdLimit {
+		if p.patient || len(p.pending)-k <= holdLimit {
 			break
 		}
 		if err := p.probe(ctx, open, k); err != nil {

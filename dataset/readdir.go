@@ -19,7 +19,7 @@ func (d *Dataset) ReadDir(ctx context.Context, path string) iter.Seq2[Entry, err
 			yield(Entry{}, d.notFound(path))
 			return
 		}
-		l, fresh := d.cached(path)
+		l, fresh, known := d.cached(path)
 		switch {
 		case fresh:
 			d.readListing(l, path, yield)
@@ -27,18 +27,18 @@ func (d *Dataset) ReadDir(ctx context.Context, path string) iter.Seq2[Entry, err
 			d.opts.Metrics.stale.Inc()
 			d.readListing(l, path, yield)
 		default:
-			d.readRun(ctx, path, l, yield)
+			d.readRun(ctx, path, l, known, yield)
 		}
 	}
 }
 
-// cached returns the directory's complete listing, if any, and whether it is to
-// be believed.
-func (d *Dataset) cached(path string) (l *listing, fresh bool) {
+// cached returns the directory's complete listing, if any, whether it is to be
+// believed, and the run under way, if any.
+func (d *Dataset) cached(path string) (l *listing, fresh bool, r *run) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	l = d.complete(path)
-	return l, l != nil && d.fresh(l.at) && !l.dirty.Load()
+	return l, l != nil && d.fresh(l.at) && !l.dirty.Load(), d.runs[path]
 }
 
 func (d *Dataset) readListing(l *listing, path string, yield func(Entry, error) bool) {
@@ -53,9 +53,10 @@ func (d *Dataset) readListing(l *listing, path string, yield func(Entry, error) 
 	}
 }
 
-// readRun yields from a listing under way. old is the listing before, if any.
-func (d *Dataset) readRun(ctx context.Context, path string, old *listing, yield func(Entry, error) bool) {
-	r, err := d.follow(path)
+// readRun yields from a listing under way, the known one if it will do. old is
+// the listing before, if any.
+func (d *Dataset) readRun(ctx context.Context, path string, old *listing, known *run, yield func(Entry, error) bool) {
+	r, err := d.follow(path, known)
 	if err != nil {
 		yield(Entry{}, err)
 		return

@@ -166,6 +166,60 @@ func TestReadDirStreams(t *testing.T) {
 	}
 }
 
+// A file system has directories without keys: asked about ahead of its turn,
+// such a one is not there, and comes all the same.
+func TestDirectoryThatComesLate(t *testing.T) {
+	b := newBucket("train/")
+	fill(b, "train-", 5000)
+	b.inspect = func(req origin.ListRequest) (origin.Page, error, bool) {
+		return origin.Page{}, nil, req.Prefix == "train/"
+	}
+	d := open(t, b, "", Options{Immutable: true})
+	if got, err := names(t, d, ""); err != nil || len(got) != 5000 {
+		t.Fatal(len(got), err)
+	}
+	if e, err := d.Lookup(t.Context(), "train"); err != nil || e.Kind != Dir {
+		t.Fatal("lookup after the listing that missed it:", e, err)
+	}
+	for range 2 {
+		if got, err := names(t, d, ""); err != nil || len(got) != 5001 || got[0] != "train/" {
+			t.Fatal("the listing after that:", len(got), err)
+		}
+	}
+	if b.requests(); len(d.listings.items) == 0 {
+		t.Fatal("not kept")
+	}
+	if _, err := names(t, d, ""); err != nil {
+		t.Fatal(err)
+	}
+	if lists, _ := b.requests(); lists != 0 {
+		t.Fatal("listed for ever")
+	}
+}
+
+func TestWalkListsAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBucket()
+		for i := range 40 {
+			fill(b, fmt.Sprintf("%02d/", i), 3)
+			fill(b, fmt.Sprintf("%02d/sub/", i), 3)
+		}
+		b.delay = time.Second
+		d := open(t, b, "", Options{Immutable: true})
+		begin, n := time.Now(), 0
+		for _, err := range d.Walk(t.Context(), "") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			n++
+		}
+		took := time.Since(begin)
+		if lists, _ := b.requests(); n != 240 || lists != 81 || took > 60*time.Second {
+			t.Errorf("%d files with %d LIST in %v; one after the other they take 81 s", n, lists, took)
+		}
+	})
+}
+
 func TestReadDirsShareOneRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBucket()
@@ -263,7 +317,7 @@ func TestOriginThatListsForEver(t *testing.T) {
 			if !errors.Is(err, covey.ErrUnavailable) && !errors.Is(err, covey.ErrFull) {
 				t.Fatalf("got %v", err)
 			}
-			if _, fresh := d.cached(""); fresh {
+			if _, fresh, _ := d.cached(""); fresh {
 				t.Fatal("the listing was kept")
 			}
 		})

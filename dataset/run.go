@@ -28,14 +28,25 @@ const maxIdlePages = 1000
 
 var errClosed = fmt.Errorf("the data set is no longer in use: %w", covey.ErrUnavailable)
 
-// follow joins the directory's run or begins one.
-func (d *Dataset) follow(path string) (*run, error) {
+// follow joins the directory's run or begins one. known, if any, is a run that
+// the caller saw a moment ago: if it has ended well since, that is the one.
+func (d *Dataset) follow(path string, known *run) (*run, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.join(path, known)
+}
+
+// join is follow with mu held.
+func (d *Dataset) join(path string, known *run) (*run, error) {
 	if d.closed {
 		return nil, errClosed
 	}
 	r := d.runs[path]
+	if r == nil && known != nil {
+		if v := known.view.Load(); v.done && v.err == nil {
+			r = known
+		}
+	}
 	if r == nil {
 		ctx, cancel := context.WithCancel(d.ctx)
 		r = &run{listing: newListing(path, d.nextSeq(), time.Now()), cancel: cancel}
@@ -71,6 +82,7 @@ func (d *Dataset) forget(r *run) {
 // list is the goroutine of a run.
 func (d *Dataset) list(ctx context.Context, r *run) {
 	p := newPager(d.dirKey(r.path), d.src.Bucket)
+	p.patient = d.missedSome(r.path)
 	err := d.listPages(ctx, r, p)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -78,8 +90,7 @@ func (d *Dataset) list(ctx context.Context, r *run) {
 		}
 		err = fmt.Errorf("list directory %q of %s: %w", r.path, d.src.URL, err)
 	}
-	r.hidden = p.hidden
-	r.finish(err)
+	r.hidden, r.late = p.hidden, p.late
 	old := d.settle(r, err)
 	d.countListing(ctx, r, p, old, err)
 	if err == nil && old != nil {
@@ -135,13 +146,14 @@ func (d *Dataset) listPages(ctx context.Context, r *run, p *pager) error {
 	}
 }
 
-// settle turns the run's reservation into a cached listing, when it is
-// complete, and returns the listing it replaces. It does not stay when the run
-// was given up or failed.
+// settle ends the run: it turns the reservation into a cached listing, when that
+// is complete, and returns the listing it replaces. Whoever holds mu sees either
+// a run to follow or what came of it.
 func (d *Dataset) settle(r *run, err error) (old *listing) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.forget(r)
+	r.finish(err)
 	n := int64(r.view.Load().n)
 	d.listings.reserve(-n)
 	switch {
@@ -151,6 +163,11 @@ func (d *Dataset) settle(r *run, err error) (old *listing) {
 			return nil // a later run was faster
 		}
 		d.listings.put(r.path, r.listing, n+dirCost)
+		for _, name := range r.late {
+			// Lookups ask for it, and the next ReadDir lists again.
+			d.facts.put(joinPath(r.path, name), fact{doubt: true, seq: d.nextSeq(), at: time.Now()}, 1)
+			r.dirty.Store(true)
+		}
 	case errors.Is(err, covey.ErrFull) && n > d.opts.MaxEntries:
 		stub := newListing(r.path, r.seq, r.at)
 		stub.finish(err)
@@ -161,6 +178,15 @@ func (d *Dataset) settle(r *run, err error) (old *listing) {
 		return nil
 	}
 	return old
+}
+
+// missedSome reports whether the directory's last listing missed directories, so
+// that the next has to wait for them.
+func (d *Dataset) missedSome(path string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l := d.complete(path)
+	return l != nil && len(l.late) > 0
 }
 
 func (d *Dataset) countListing(ctx context.Context, r *run, p *pager, old *listing, err error) {

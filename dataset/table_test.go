@@ -54,8 +54,10 @@ func TestTable(t *testing.T) {
 		if add("mem://bucket/x/") != a || o.opened.Load() != 1 {
 			t.Error("the same URL was opened again")
 		}
-		if add("mem://bucket/x/?p=1") != a || add("mem://bucket/x/?p=1") != a || o.opened.Load() != 2 {
-			t.Error("another spelling of the same source was not shared")
+		for range 2 {
+			if add("mem://bucket/x/?p=1") != a || o.opened.Load() != 2 {
+				t.Error("another spelling of the same source was not shared")
+			}
 		}
 		c := add("mem://bucket/")
 		if c == a || c.Bucket() != a.Bucket() {
