@@ -26,7 +26,7 @@ func listenMultiaddr(hostport string) (ma.Multiaddr, error) {
 	}
 	at, err := net.ResolveTCPAddr("tcp", hostport)
 	if err != nil {
-		return nil, fmt.Errorf("listen address %q: %v: %w", hostport, err, covey.ErrInvalid)
+		return nil, fmt.Errorf("listen address %q: %s: %w", hostport, err.Error(), covey.ErrInvalid)
 	}
 	return multiaddrOf(at)
 }

@@ -160,6 +160,17 @@ func (g *gate) settle(p peer.ID) {
 	}
 }
 
+// waiting lists the unknown peers.
+func (g *gate) waiting() []peer.ID {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	ids := make([]peer.ID, 0, len(g.strangers))
+	for p := range g.strangers {
+		ids = append(ids, p)
+	}
+	return ids
+}
+
 // forgive clears the failures of a peer that has joined.
 func (g *gate) forgive(p peer.ID) {
 	g.mu.Lock()

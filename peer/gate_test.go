@@ -40,7 +40,11 @@ func newStranger(t *testing.T) *meshHost {
 	if err := h.listen(listen); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { h.Close() })
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return h
 }
 
@@ -62,7 +66,7 @@ func negotiated(t *testing.T, c network.Conn, proto protocol.ID) bool {
 	if err != nil {
 		return false
 	}
-	defer s.Reset()
+	defer func() { _ = s.Reset() }() // of no more use
 	if err := s.SetDeadline(time.Now().Add(2 * joinTimeout)); err != nil {
 		return false
 	}
@@ -128,7 +132,7 @@ func TestForgedHello(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer s.Reset()
+			defer func() { _ = s.Reset() }() // of no more use
 			if err := multistream.SelectProtoOrFail(joinProtocol, s); err != nil {
 				t.Fatal(err)
 			}
@@ -241,7 +245,7 @@ func TestViolations(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer s.Reset()
+			defer func() { _ = s.Reset() }() // of no more use
 			if _, err := s.Write(test.bytes); err != nil {
 				t.Fatal(err)
 			}

@@ -30,11 +30,14 @@ const (
 	// renewWidth is the same for renewals, of which there are many and none is
 	// urgent.
 	renewWidth = 3
+	// renewFlush is how long renewals gather before they are passed on together.
+	// A thousand members are reached in seven steps, 14 s, of a lease of 60.
+	renewFlush = 2 * time.Second
 	// maxFlood is how many records are worth telling everybody at once. More
 	// come from a table that was read whole, and spread by anti-entropy.
 	maxFlood = 64
-	// maxRenewals bounds those that wait for the next tick; what is dropped
-	// spreads by anti-entropy.
+	// maxRenewals bounds those that gather; what is dropped spreads by
+	// anti-entropy.
 	maxRenewals = 2048
 	// pushTimeout is how long one member may take to hear of news.
 	pushTimeout = 5 * time.Second
@@ -109,7 +112,7 @@ func (n *Network) dropped(p peer.ID) {
 	delete(n.links, p)
 }
 
-// queueRenewal keeps a renewal for the next tick.
+// queueRenewal keeps a renewal to be passed on with others.
 func (n *Network) queueRenewal(m *wire.SignedRecord) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -118,11 +121,13 @@ func (n *Network) queueRenewal(m *wire.SignedRecord) {
 	}
 }
 
-// flushRenewals passes on the renewals that have come since the last tick.
+// flushRenewals passes on the renewals that have gathered.
 func (n *Network) flushRenewals() {
 	n.mu.Lock()
-	batch := n.renewals
-	n.renewals = nil
+	var batch []*wire.SignedRecord
+	if now := time.Now(); now.Sub(n.flushed) >= renewFlush {
+		batch, n.renewals, n.flushed = n.renewals, nil, now
+	}
 	n.mu.Unlock()
 	for len(batch) > 0 {
 		k := min(len(batch), maxFlood)

@@ -78,7 +78,7 @@ func (n *Network) hello(ctx context.Context, c network.Conn) error {
 	}
 	s, err := c.NewStream(ctx)
 	if err != nil {
-		return fmt.Errorf("open join stream: %v: %w", err, covey.ErrUnavailable)
+		return fmt.Errorf("open join stream: %s: %w", err.Error(), covey.ErrUnavailable)
 	}
 	defer s.Close()
 	stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
@@ -130,7 +130,7 @@ func (n *Network) helloFailed(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("join: no answer in time: %w", covey.ErrUnavailable)
 	default:
-		return fmt.Errorf("join: peer hung up (it may have refused this node a moment ago): %v: %w", err, covey.ErrUnavailable)
+		return fmt.Errorf("join: peer hung up (it may have refused this node a moment ago): %s: %w", err.Error(), covey.ErrUnavailable)
 	}
 }
 

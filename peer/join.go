@@ -141,7 +141,7 @@ func dialError(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("no answer in time: %w", covey.ErrUnavailable)
 	default:
-		return fmt.Errorf("%v: %w", err, covey.ErrUnavailable)
+		return fmt.Errorf("%s: %w", err.Error(), covey.ErrUnavailable)
 	}
 }
 
@@ -149,7 +149,7 @@ func handshakeError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("no answer in time: %w", covey.ErrUnavailable)
 	}
-	return fmt.Errorf("what listens there is not a covey agent, or hung up: %v: %w", err, covey.ErrUnavailable)
+	return fmt.Errorf("what listens there is not a covey agent, or hung up: %s: %w", err.Error(), covey.ErrUnavailable)
 }
 
 // missing returns the configured addresses at which no live member is known.

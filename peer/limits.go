@@ -15,8 +15,9 @@ import (
 // Internet: 8 connections from one address, 192 inbound on a 16 GiB host.
 const (
 	// connHeadroom is how far connections may go above the mark at which idle
-	// ones are closed, because closing waits for a grace period.
-	connHeadroom = 2
+	// ones are closed, because closing waits for a grace period: a thousand
+	// members may all join through one within it, with two connections each.
+	connHeadroom = 4
 	// connsPerPeer: two when both dial at once, and two that are just closing.
 	connsPerPeer = 8
 	// streamsPerPeer: three of ours in each direction, identify, and what

@@ -86,8 +86,13 @@ func (l *link) failed(now time.Time, stalled bool) {
 	l.errors.Add(1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if now.Before(l.until) && !l.probing {
-		return // one event, seen by many callers
+	if now.Before(l.until) {
+		// One event, seen by many callers; or a probe after a stall that found
+		// nothing better.
+		if l.probe.IsZero() {
+			l.probe = l.until
+		}
+		return
 	}
 	pause := min(backOffFirst<<min(l.failures, 8), backOffLast)
 	pause += rand.N(pause/4) - pause/8 // so that not all come back at once
@@ -187,7 +192,7 @@ func (n *Network) connect(ctx context.Context, p peer.ID) error {
 	n.host.swarm.Backoff().Clear(p)
 	c, err := n.host.swarm.DialPeer(ctx, p)
 	if err != nil {
-		return fmt.Errorf("dial: %v: %w", err, covey.ErrUnavailable)
+		return fmt.Errorf("dial: %s: %w", err.Error(), covey.ErrUnavailable)
 	}
 	return n.greet(ctx, c)
 }
@@ -221,7 +226,9 @@ func (n *Network) openClient(l *link, proto protocol.ID, oc *openClient) {
 	if err != nil {
 		l.forget(proto, oc)
 		oc.err = fmt.Errorf("connect: %w", err)
-		n.unreachable(l, err)
+		if n.ctx.Err() == nil {
+			n.unreachable(l, err)
+		}
 		close(oc.ready)
 		return
 	}
@@ -258,7 +265,7 @@ func (n *Network) openStream(p peer.ID, proto protocol.ID) (network.Stream, erro
 	}
 	s, err := n.host.NewStream(network.WithNoDial(ctx, "connected above"), p, proto)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %v: %w", proto, err, covey.ErrUnavailable)
+		return nil, fmt.Errorf("open %s: %s: %w", proto, err.Error(), covey.ErrUnavailable)
 	}
 	return s, nil
 }
@@ -288,12 +295,16 @@ func (n *Network) ask(ctx context.Context, l *link, proto protocol.ID, body []by
 	return nil
 }
 
-// callerError gives every failure a kind that callers act upon.
+// callerError gives every failure a kind that callers act upon: that the peer
+// broke the protocol, or we did, is for the log; to a caller it is a peer that
+// did not answer. Contexts of this
+// package's own are turned into text, so that a caller that finds
+// context.Canceled in an error knows that its own has ended.
 func callerError(ctx context.Context, err error) error {
 	switch {
-	case ctx.Err() != nil, errors.Is(err, covey.ErrUnavailable), errors.Is(err, covey.ErrNotFound), errors.Is(err, covey.ErrStale), errors.Is(err, covey.ErrInvalid):
+	case ctx.Err() != nil, errors.Is(err, covey.ErrUnavailable), errors.Is(err, covey.ErrNotFound), errors.Is(err, covey.ErrStale):
 		return err
 	default:
-		return fmt.Errorf("%w (%w)", covey.ErrUnavailable, err)
+		return fmt.Errorf("%s: %w", err.Error(), covey.ErrUnavailable)
 	}
 }

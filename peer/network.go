@@ -81,6 +81,7 @@ type Network struct {
 	streams   map[streamKey]int
 	joined    map[string]peer.ID
 	renewals  []*wire.SignedRecord
+	flushed   time.Time
 }
 
 // NewNetwork loads or makes the identity and listens. It answers joins from then
@@ -315,8 +316,13 @@ func (n *Network) probeDue() {
 }
 
 // reap closes the connections of peers that have had their time to join and are
-// no members.
+// no members, and forgets those that have none.
 func (n *Network) reap() {
+	for _, p := range n.gate.waiting() {
+		if len(n.host.swarm.ConnsToPeer(p)) == 0 {
+			n.gate.settle(p)
+		}
+	}
 	for _, c := range n.host.swarm.Conns() {
 		p := c.RemotePeer()
 		if n.table.Has(p) || time.Since(c.Stat().Opened) < joinTimeout {

@@ -16,6 +16,15 @@ import (
 
 	"github.com/covey-cache/covey"
 	"github.com/covey-cache/covey/blockstore"
+	"github.com/covey-cache/covey/dht"
+	"github.com/covey-cache/covey/fetch"
+)
+
+// What the rooms above ask of a network.
+var (
+	_ dht.Members    = (*Network)(nil)
+	_ dht.Caller     = (*Network)(nil)
+	_ fetch.Exchange = (*Network)(nil)
 )
 
 func TestMain(m *testing.M) {
@@ -202,7 +211,7 @@ func freeAddrs(t *testing.T, count int) []string {
 	for range count {
 		n := newNode(t, NetworkOptions{})
 		addrs = append(addrs, n.ListenAddrs()...)
-		defer n.Close()
+		defer func() { _ = n.Close() }() // told by newNode
 	}
 	return addrs
 }

@@ -12,6 +12,8 @@ import (
 )
 
 // PeerInfo is what is known of one member.
+//
+//nolint:revive // "Info" alone would not say of what in this package
 type PeerInfo struct {
 	ID               covey.PeerID
 	Name             string // the ID as text

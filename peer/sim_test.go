@@ -146,3 +146,30 @@ func TestSimulatedStall(t *testing.T) {
 		}
 	})
 }
+
+// Many members that start at once through two of them know each other within
+// seconds, although only a few hear of each at first hand.
+func TestSimulatedCrowd(t *testing.T) {
+	const crowd = 24 // above floodWidth, so that news must be passed on
+	synctest.Test(t, func(t *testing.T) {
+		mem := &memnet.Network{Latency: time.Millisecond}
+		key := NewClusterKey()
+		var nodes []*node
+		for i := range crowd {
+			n, _ := simNode(t, mem, &key, i, "10.0.0.1:7171", "10.0.0.2:7171")
+			nodes = append(nodes, n)
+		}
+		time.Sleep(10 * time.Second)
+		for i, n := range nodes {
+			if live(n) != crowd {
+				t.Errorf("node %d sees %d live members of %d", i, live(n), crowd)
+			}
+		}
+		time.Sleep(2 * time.Minute) // two leases
+		for i, n := range nodes {
+			if live(n) != crowd {
+				t.Errorf("node %d sees %d live members of %d after a while", i, live(n), crowd)
+			}
+		}
+	})
+}

@@ -79,7 +79,7 @@ func (t *socketTransport) Listen(a ma.Multiaddr) (transport.Listener, error) {
 		l.Close()
 		return nil, err
 	}
-	return t.upgrader.UpgradeListener(t, wrapped), nil
+	return t.upgrader.UpgradeGatedMaListener(t, t.upgrader.GateMaListener(wrapped)), nil
 }
 
 func (t *socketTransport) Protocols() []int { return []int{ma.P_TCP} }

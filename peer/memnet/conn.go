@@ -1,6 +1,7 @@
 package memnet
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -76,7 +77,7 @@ func (p *pipe) read(b []byte) (int, error) {
 	for {
 		cut, mended := p.net.isCut(p.from, p.to)
 		p.mu.Lock()
-		n, err, done := p.tryReadLocked(b, cut)
+		n, done, err := p.tryReadLocked(b, cut)
 		if done {
 			p.mu.Unlock()
 			return n, err
@@ -90,18 +91,18 @@ func (p *pipe) read(b []byte) (int, error) {
 	}
 }
 
-func (p *pipe) tryReadLocked(b []byte, cut bool) (n int, err error, done bool) {
+func (p *pipe) tryReadLocked(b []byte, cut bool) (n int, done bool, err error) {
 	switch {
 	case p.broken:
-		return 0, syscall.ECONNRESET, true
+		return 0, true, syscall.ECONNRESET
 	case past(p.readBy):
-		return 0, os.ErrDeadlineExceeded, true
+		return 0, true, os.ErrDeadlineExceeded
 	case len(b) == 0:
-		return 0, nil, true
+		return 0, true, nil
 	case cut:
-		return 0, nil, false
+		return 0, false, nil
 	case len(p.segments) == 0:
-		return 0, io.EOF, p.ended
+		return 0, p.ended, io.EOF
 	}
 	now := time.Now()
 	for n < len(b) && len(p.segments) > 0 && !p.segments[0].at.After(now) {
@@ -112,11 +113,11 @@ func (p *pipe) tryReadLocked(b []byte, cut bool) (n int, err error, done bool) {
 		}
 	}
 	if n == 0 {
-		return 0, nil, false
+		return 0, false, nil
 	}
 	p.size -= n
 	p.notifyLocked()
-	return n, nil, true
+	return n, true, nil
 }
 
 func (p *pipe) write(b []byte) (n int, err error) {
@@ -184,7 +185,7 @@ func (c *conn) Write(b []byte) (int, error) {
 
 // wrap makes errors look like those of the net package. After Close they say so.
 func (c *conn) wrap(op string, err error) error {
-	if err == nil || err == io.EOF {
+	if err == nil || errors.Is(err, io.EOF) {
 		return err
 	}
 	c.mu.Lock()

@@ -119,7 +119,11 @@ func (s *Signer) Open(m *wire.SignedRecord, now time.Time) (Record, error) {
 	return r, nil
 }
 
+// decode reads a record without looking at any signature.
 func decode(b []byte) (Record, error) {
+	if len(b) > MaxRecord {
+		return Record{}, fmt.Errorf("member record of %d bytes: %w", len(b), covey.ErrInvalid)
+	}
 	var m wire.Record
 	if err := wire.Unmarshal(b, &m); err != nil {
 		return Record{}, err

@@ -97,6 +97,12 @@ func (t *Table) Merge(m *wire.SignedRecord, now time.Time) (Record, Change, erro
 	if t.signer == nil {
 		return Record{}, Ignored, fmt.Errorf("no cluster key: %w", covey.ErrDenied)
 	}
+	// Most records that arrive are known: gossip brings each several times. What
+	// claims to be no newer is ignored without looking at its signature, which
+	// costs a hundred times as much as this.
+	if claimed, err := decode(m.GetRecord()); err == nil && t.knows(claimed) {
+		return claimed, Ignored, nil
+	}
 	r, err := t.signer.Open(m, now)
 	if err != nil {
 		return Record{}, Ignored, err
@@ -110,6 +116,14 @@ func (t *Table) Merge(m *wire.SignedRecord, now time.Time) (Record, Change, erro
 	defer t.mu.Unlock()
 	change, err := t.mergeLocked(e, now)
 	return r, change, err
+}
+
+// knows reports whether a record would be ignored for its sequence number.
+func (t *Table) knows(r Record) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old, gone := t.members[r.Peer], t.gone[r.Peer]
+	return old != nil && old.Seq >= r.Seq || gone != nil && gone.Seq >= r.Seq
 }
 
 func (t *Table) mergeLocked(e *entry, now time.Time) (Change, error) {

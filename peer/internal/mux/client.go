@@ -85,12 +85,17 @@ func (c *Client) Do(ctx context.Context, body []byte, dst func(size uint64) ([]b
 		req.TimeoutMs = uint64(max(time.Until(t).Milliseconds(), 1))
 	}
 	if err := c.write(wire.AppendFrame(nil, wire.TypeRequest, id, wire.Marshal(req))); err != nil {
-		c.Fail(fmt.Errorf("send request: %v: %w", err, ErrClosed))
+		c.Fail(fmt.Errorf("send request: %s: %w", err.Error(), ErrClosed))
 	}
 	select {
 	case <-cl.done:
 		return cl.err
 	case <-ctx.Done():
+		select {
+		case <-cl.done: // both at once
+			return cl.err
+		default:
+		}
 		if c.abandon(id, cl) {
 			// Best effort: a server that never hears of it stops at its timeout.
 			_ = c.write(wire.AppendFrame(nil, wire.TypeCancel, id, nil))
@@ -217,7 +222,7 @@ func streamError(err error) error {
 	case isTimeout(err):
 		return ErrStalled
 	default:
-		return fmt.Errorf("%w (%v)", ErrClosed, err)
+		return fmt.Errorf("%w (%s)", ErrClosed, err.Error())
 	}
 }
 
@@ -275,7 +280,7 @@ func (c *Client) readFull(p []byte) error {
 		c.mu.Unlock()
 		switch {
 		case n == len(p) || late:
-		case err == io.EOF && n > 0:
+		case errors.Is(err, io.EOF) && n > 0:
 			return io.ErrUnexpectedEOF
 		case err != nil:
 			return err

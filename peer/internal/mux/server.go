@@ -211,7 +211,7 @@ func (sv *server) answer(rctx, ctx context.Context, id uint32, body []byte) {
 	if err == nil {
 		err = sv.send(rctx, ctx, id, a)
 	}
-	if err != nil && context.Cause(rctx) != context.Canceled {
+	if err != nil && !errors.Is(rctx.Err(), context.Canceled) {
 		sv.fail(ctx, id, err)
 	}
 }

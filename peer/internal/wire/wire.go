@@ -19,7 +19,7 @@ import (
 // Unmarshal decodes b into m; the error wraps covey.ErrInvalid.
 func Unmarshal(b []byte, m proto.Message) error {
 	if err := proto.Unmarshal(b, m); err != nil {
-		return fmt.Errorf("decode %s: %v: %w", m.ProtoReflect().Descriptor().Name(), err, covey.ErrInvalid)
+		return fmt.Errorf("decode %s: %w: %w", m.ProtoReflect().Descriptor().Name(), err, covey.ErrInvalid)
 	}
 	return nil
 }
