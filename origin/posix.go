@@ -40,6 +40,7 @@ type posixBucket struct {
 	// mu guards what follows; a leaf lock, but for opening the root.
 	mu      sync.Mutex
 	root    *os.Root
+	checked time.Time // when root was last known to be what dir names
 	closed  bool
 	windows []*dirWindow // of listings under way, oldest first
 
@@ -81,6 +82,11 @@ func (b *posixBucket) open() (*os.Root, error) {
 	if b.closed {
 		return nil, fs.ErrClosed
 	}
+	if b.root != nil && time.Since(b.checked) > rootAge && !b.rootCurrent() {
+		// Calls under way keep the old one open for as long as they take.
+		_ = b.root.Close()
+		b.root, b.windows = nil, nil
+	}
 	if b.root == nil {
 		root, err := os.OpenRoot(b.dir)
 		if err != nil {
@@ -89,9 +95,22 @@ func (b *posixBucket) open() (*os.Root, error) {
 			}
 			return nil, rootError{err}
 		}
-		b.root = root
+		b.root, b.checked = root, time.Now()
 	}
 	return b.root, nil
+}
+
+// rootAge is how long a root is used before it is compared with the path again.
+// A descriptor outlives a mount: without this, an agent that started before its
+// NFS mount would see the empty directory below it for ever.
+const rootAge = time.Second
+
+// rootCurrent reports whether the path still names the directory that is open.
+func (b *posixBucket) rootCurrent() bool {
+	named, err1 := os.Stat(b.dir)
+	opened, err2 := b.root.Stat(".")
+	b.checked = time.Now()
+	return err1 == nil && err2 == nil && os.SameFile(named, opened)
 }
 
 // rootError says that it is the root that is missing, not a key.

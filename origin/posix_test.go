@@ -261,6 +261,32 @@ func TestPosixReplacedWithTheSameTime(t *testing.T) {
 	}
 }
 
+// A file system that is mounted over the directory after the start is seen.
+func TestPosixRootIsReplaced(t *testing.T) {
+	parent := tree(t, "mounted/file")
+	dir := filepath.Join(parent, "set")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b := openSource(t, dir, origin.Options{}).Bucket
+	if got := names(t, b, origin.ListRequest{}); len(got) != 0 {
+		t.Fatalf("%q", got)
+	}
+	for _, move := range [][2]string{{dir, dir + ".old"}, {filepath.Join(parent, "mounted"), dir}} {
+		if err := os.Rename(move[0], move[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if got := names(t, b, origin.ListRequest{}); slices.Equal(got, []string{"file"}) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the new directory is not seen")
+		}
+	}
+}
+
 func TestPosixPutWhereNoFileCanBe(t *testing.T) {
 	dir := tree(t, "file", "dir/x")
 	b := openSource(t, dir, origin.Options{}).Bucket

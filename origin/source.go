@@ -67,7 +67,7 @@ func check(ctx context.Context, b Bucket, loc location) error {
 		return nil
 	}
 	if limited.Err() != nil && ctx.Err() == nil {
-		return fmt.Errorf("open %s: no answer within %v; check the endpoint and the network: %w", loc.url(), openTimeout, covey.ErrUnavailable)
+		return fmt.Errorf("open %s: no answer within %v; check the endpoint, the network and the credentials: %w", loc.url(), openTimeout, covey.ErrUnavailable)
 	}
 	return fmt.Errorf("open %s: %w", loc.url(), err)
 }

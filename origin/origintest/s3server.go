@@ -2,6 +2,7 @@ package origintest
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -43,19 +44,22 @@ type S3 struct {
 
 	access, secret string
 
+	// healthPath is known to this server alone, so that another one that took
+	// the port first is not taken for it.
+	healthPath string
+
 	// process of the running server, nil while it is stopped.
 	process *exec.Cmd
 	exited  chan struct{}
 }
 
-// S3 server facts that are constants of versitygw.
+// Bounds of starting and stopping.
 const (
 	// startTimeout is generous: the server needs 0.1 s on an idle machine, and
 	// two busy cores with the race detector have been seen to take 3 s.
 	startTimeout = 30 * time.Second
 	// stopTimeout is how long a graceful end may take before it is killed.
 	stopTimeout = 3 * time.Second
-	healthPath  = "/_health"
 )
 
 // StartS3 is RunS3 for a test: it fails the test on error and ends the server
@@ -88,7 +92,7 @@ func StartS3(tb testing.TB, opts ...S3Options) *S3 {
 // Close; ctx only bounds the start (and the build of the server, when its binary
 // is missing).
 func RunS3(ctx context.Context, opts S3Options) (*S3, error) {
-	s := &S3{dir: opts.Dir, access: "coveytest", secret: "covey-test-secret-canary"}
+	s := &S3{dir: opts.Dir, access: "coveytest", secret: "covey-test-secret-canary", healthPath: "/_health-" + rand.Text()}
 	var err error
 	if s.binary, err = serverBinary(ctx, opts.Binary); err != nil {
 		return nil, err
@@ -159,7 +163,7 @@ func (s *S3) Start(ctx context.Context) error {
 
 func (s *S3) args() []string {
 	args := []string{
-		"--port", s.addr, "--keep-alive", "--quiet", "--health", healthPath,
+		"--port", s.addr, "--keep-alive", "--quiet", "--health", s.healthPath,
 		"--access-log", s.path("access.log"),
 		"--metrics-statsd-servers", s.counter.addr(),
 		"posix",
@@ -181,7 +185,7 @@ func hasXattrs(dir string) bool {
 func (s *S3) awaitHealth(ctx context.Context) error {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Endpoint()+healthPath, nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Endpoint()+s.healthPath, nil)
 		if err != nil {
 			return err
 		}
