@@ -145,6 +145,27 @@ func (f *Fetcher) await(ctx context.Context, fl *flight, stage <-chan struct{}) 
 	}
 }
 
+// Admitted waits for the store to have taken, or refused, those of the object's
+// blocks whose bytes were handed out already: callers of Get do not wait for the
+// disk. It reports whether there was anything to wait for. A read that is still
+// under way is not waited for.
+func (f *Fetcher) Admitted(o covey.Object) bool {
+	waited := false
+	for i := range o.Blocks() {
+		waited = f.AdmittedBlock(o.Block(i)) || waited
+	}
+	return waited
+}
+
+// AdmittedBlock is Admitted for one block.
+func (f *Fetcher) AdmittedBlock(l covey.Locator) bool {
+	fl := f.table.landed(l)
+	if fl != nil {
+		<-fl.ended
+	}
+	return fl != nil
+}
+
 // announceHold is how long Serve waits for a flight to begin. A home answers two
 // askers within a round trip of each other, and the one that is told to follow
 // may reach the one that is told to read before the home's own answer does.

@@ -33,6 +33,8 @@ type flight struct {
 	// settled closes when the home knows the digest as well (or the flight
 	// failed): only then may another peer be served, which will ask the home.
 	settled chan struct{}
+	// ended closes when the flight's goroutine is done with the store too.
+	ended chan struct{}
 
 	// What the flight's goroutine has from its start, and it alone uses: memory
 	// and the question that was asked for it, both only when prefetch began it.
@@ -136,6 +138,7 @@ func (t *table) begin(l covey.Locator, e *covey.Extent, slot int) *flight {
 		raised:  make(chan struct{}),
 		ready:   make(chan struct{}),
 		settled: make(chan struct{}),
+		ended:   make(chan struct{}),
 		running: true,
 	}
 	ctx, cancel := context.WithCancelCause(t.root)
@@ -221,6 +224,7 @@ func (t *table) end(fl *flight) {
 	}
 	drop := fl.waiters == 0
 	t.mu.Unlock()
+	close(fl.ended)
 	fl.cancel(errLeft)
 	fl.giveUp(errLeft)
 	if drop && fl.block != nil {
@@ -259,6 +263,23 @@ func (t *table) find(l covey.Locator) *flight {
 		fl.waiters++
 	}
 	return fl
+}
+
+// landed returns the block's flight if it has its bytes already and only the
+// store is still at work.
+func (t *table) landed(l covey.Locator) *flight {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	fl := t.flights[l]
+	if fl == nil {
+		return nil
+	}
+	select {
+	case <-fl.ready:
+		return fl
+	default:
+		return nil
+	}
 }
 
 // findOrAwait is find, or else registers for the flight to begin. Both are nil

@@ -52,6 +52,8 @@ type Status struct {
 	// OriginBytes and OriginRequests are what the origin was asked for.
 	OriginBytes    int64            `json:"origin_bytes"`
 	OriginRequests map[string]int64 `json:"origin_requests"`
+	// OriginOverrides are reads of the origin that no home granted.
+	OriginOverrides int64 `json:"origin_overrides"`
 	CorruptBlocks  map[string]int64 `json:"corrupt_blocks"`
 	Tiers          []Tier           `json:"tiers"`
 	Mounts         []Mount          `json:"mounts"`

@@ -1,0 +1,352 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/covey-cache/covey"
+	"github.com/covey-cache/covey/blockstore"
+	"github.com/covey-cache/covey/dataset"
+	"github.com/covey-cache/covey/dht"
+	"github.com/covey-cache/covey/fetch"
+	"github.com/covey-cache/covey/gateway"
+	"github.com/covey-cache/covey/mount"
+	"github.com/covey-cache/covey/origin"
+)
+
+const (
+	// firstJoinTimeout bounds the first attempt to join, after which the agent is
+	// ready alone and keeps trying. Loopback and rack joins take milliseconds;
+	// 5 s covers a peer that is starting at the same moment.
+	firstJoinTimeout = 5 * time.Second
+	// mountRetry is the pause between attempts to mount while the origin cannot
+	// be reached.
+	mountRetry = 2 * time.Second
+	// unmountTimeout is the share of the 5 s that an agent has for leaving that
+	// its mounts may use.
+	unmountTimeout = 3 * time.Second
+)
+
+// CacheDir is a tier: a directory and its budget in bytes. Size 0 means a tenth
+// of what is free there.
+type CacheDir struct {
+	Dir  string
+	Size int64
+}
+
+// MountSpec is a source to mount and where.
+type MountSpec struct{ Source, Dir string }
+
+// AgentOptions configure an agent. Cache is required; the zero value of the
+// rest makes a standalone agent on a free loopback port without HTTP.
+type AgentOptions struct {
+	StateDir   string
+	Cache      []CacheDir
+	Listen     string
+	Join       []string
+	ClusterKey *ClusterKey
+	Zone, Rack string
+	HostName   string
+	DataPlane  string // "" and "tls" are the same
+	Mounts     []MountSpec
+	HTTP       string // HOST:PORT of the read-only HTTP door; "" for none
+	API        string // path of the control socket; "" for none
+	Version    string
+	// Dataset is the policy of every data set.
+	Dataset dataset.Options
+	// Mount is how every mount behaves.
+	Mount mount.Options
+	Log   *slog.Logger
+
+	// The seams for simulation; nil means the real thing.
+	Sockets    Sockets
+	StoreFS    blockstore.FS
+	OriginHTTP *http.Client
+}
+
+// Validate reports every fault of the options at once, as one error that wraps
+// covey.ErrInvalid.
+func (o *AgentOptions) Validate() error {
+	var faults []error
+	fault := func(format string, args ...any) {
+		faults = append(faults, fmt.Errorf(format+": %w", append(args, covey.ErrInvalid)...))
+	}
+	if len(o.Cache) != 1 {
+		fault("%d cache directories given, one is wanted", len(o.Cache))
+	}
+	for _, c := range o.Cache {
+		if c.Dir == "" || c.Size < 0 {
+			fault("cache directory %q with %d bytes", c.Dir, c.Size)
+		}
+	}
+	if o.DataPlane != "" && o.DataPlane != "tls" {
+		fault("data plane %q; this version has tls only", o.DataPlane)
+	}
+	if len(o.Join) > 0 && o.ClusterKey == nil {
+		fault("joining needs the cluster key of the mesh")
+	}
+	seen := map[string]bool{}
+	for _, m := range o.Mounts {
+		if m.Source == "" || m.Dir == "" {
+			fault("mount of %q on %q", m.Source, m.Dir)
+		}
+		if seen[m.Dir] {
+			fault("two mounts on %s", m.Dir)
+		}
+		seen[m.Dir] = true
+	}
+	return errors.Join(faults...)
+}
+
+// Agent is one running node: store, mesh, origins, mounts and doors wired
+// together. It implements gateway.Agent. All methods may be called
+// concurrently.
+type Agent struct {
+	opts     AgentOptions
+	log      *slog.Logger
+	registry *prometheus.Registry
+	started  time.Time
+
+	store     *blockstore.Store
+	network   *Network
+	directory *dht.Directory
+	providers *dht.Providers
+	fetcher   *fetch.Fetcher
+	datasets  *dataset.Table
+	blocks    *agentBlocks
+
+	originMetrics *origin.Metrics
+	mountMetrics  *mount.Metrics
+	corrupt       *corruptCounter
+
+	mounts *mountTable
+	jobs   *jobTable
+
+	// notReady holds why the agent is not ready yet (a string), "" once it is.
+	notReady atomic.Value
+	// doors are the listeners of the API and HTTP, opened in NewAgent so that a
+	// port in use is told before anything else happens.
+	doors []door
+	// http is the address of the HTTP door, "" without one.
+	http string
+	// closeOnce guards what NewAgent opened.
+	closeOnce sync.Once
+}
+
+// NewAgent opens the cache directory and listens on the mesh address, the
+// control socket and the HTTP address; it joins and mounts nothing yet. Errors
+// are one line for people. When it fails, nothing stays open.
+func NewAgent(opts AgentOptions) (*Agent, error) {
+	if err := opts.Validate(); err != nil {
+		return nil, err
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.Listen == "" {
+		opts.Listen = "127.0.0.1:0"
+	}
+	a := &Agent{
+		opts: opts, log: opts.Log, started: time.Now(),
+		registry: prometheus.NewRegistry(),
+	}
+	a.notReady.Store("starting")
+	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	a.originMetrics = origin.NewMetrics(a.registry)
+	a.mountMetrics = mount.NewMetrics(a.registry)
+	a.corrupt = newCorruptCounter(a.registry)
+	a.mounts = newMountTable()
+	a.jobs = newJobTable()
+	if err := a.open(); err != nil {
+		a.close()
+		return nil, err
+	}
+	return a, nil
+}
+
+// open builds the parts from the disk upwards.
+func (a *Agent) open() (err error) {
+	tier := a.opts.Cache[0]
+	a.store, err = blockstore.Open(blockstore.Options{
+		Dir: tier.Dir, Budget: tier.Size, FS: a.opts.StoreFS,
+		OnCorrupt: func(covey.Locator) { a.corrupt.add("disk") },
+		Log:       a.log, Registry: a.registry,
+	})
+	if err != nil {
+		return err
+	}
+	a.network, err = NewNetwork(NetworkOptions{
+		StateDir: a.opts.StateDir, Listen: a.opts.Listen, Join: a.opts.Join, Key: a.opts.ClusterKey,
+		Zone: a.opts.Zone, Rack: a.opts.Rack, Host: a.opts.HostName, Capacity: a.store.Usage().Budget,
+		Sockets: a.opts.Sockets, Log: a.log, Registry: a.registry,
+	})
+	if err != nil {
+		return err
+	}
+	a.providers, err = dht.NewProviders(a.network.Host(), dht.ProvidersOptions{Log: a.log})
+	if err != nil {
+		return err
+	}
+	a.directory = dht.NewDirectory(dht.DirectoryOptions{
+		Members: a.network, Caller: a.network, Providers: a.providers, Advertiser: a.providers,
+		Source: a.held, Log: a.log, Registry: a.registry,
+	})
+	policy := a.opts.Dataset
+	policy.Log, policy.Metrics = a.log, dataset.NewMetrics(a.registry)
+	a.datasets = dataset.NewTable(a.openSource, policy)
+	a.fetcher = fetch.New(fetch.Options{
+		Self: a.network.Self(), Store: a.store, Exchange: a.network, Origins: a.datasets, Directory: a.directory,
+		OnCorrupt: func(source string, _ covey.Locator, _ covey.PeerID) { a.corrupt.add(source) },
+		Log:       a.log, Registry: a.registry,
+	})
+	a.blocks = &agentBlocks{Fetcher: a.fetcher, store: a.store}
+	a.network.SetServer(agentServer{a})
+	return a.openDoors()
+}
+
+// close gives back what NewAgent opened, in the reverse order. Run does the
+// same at its end.
+func (a *Agent) close() {
+	a.closeOnce.Do(func() {
+		for _, d := range a.doors {
+			_ = d.listener.Close()
+		}
+		if a.datasets != nil {
+			a.datasets.Close()
+		}
+		if a.network != nil {
+			_ = a.network.Close()
+		}
+		if a.store != nil {
+			if err := a.store.Close(); err != nil {
+				a.log.Error("closing the cache failed; what was not synced will be fetched again", "error", err)
+			}
+		}
+	})
+}
+
+// Run joins the mesh, mounts what was configured and serves until ctx ends; then
+// it unmounts, says goodbye to the mesh and closes the cache. It joins every
+// goroutine it started. A configured mount that can never work (a source that
+// does not exist, a directory that is not empty) ends it with an error.
+func (a *Agent) Run(ctx context.Context) error {
+	defer a.close()
+	// The services outlive ctx: mounts that are being unmounted still read.
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	services, serving := errgroup.WithContext(serving)
+	for name, run := range map[string]func(context.Context) error{
+		"network": a.network.Run, "directory": a.directory.Run, "providers": a.providers.Run,
+		"fetch": a.fetcher.Run, "doors": a.serveDoors,
+	} {
+		services.Go(func() error {
+			if err := run(serving); err != nil && serving.Err() == nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	running, stopRunning := context.WithCancel(ctx)
+	defer stopRunning()
+	// A service that fails takes the agent down in the same orderly way.
+	services.Go(func() error {
+		<-serving.Done()
+		stopRunning()
+		return nil
+	})
+
+	err := a.start(running)
+	if err == nil {
+		<-running.Done()
+	}
+	a.notReady.Store("leaving")
+	a.log.Info("leaving")
+	a.jobs.cancelAll()
+	a.unmountAll()
+	stopServing()
+	return errors.Join(err, services.Wait())
+}
+
+// start joins and mounts. It returns nil when ctx ended meanwhile.
+func (a *Agent) start(ctx context.Context) error {
+	a.join(ctx)
+	if err := a.mountConfigured(ctx); err != nil {
+		return err
+	}
+	if ctx.Err() == nil {
+		a.notReady.Store("")
+		a.log.Info("ready", "peer", peerName(a.network.Self()), "listen", a.network.ListenAddrs(), "mounts", len(a.opts.Mounts))
+	}
+	return nil
+}
+
+func (a *Agent) join(ctx context.Context) {
+	if len(a.opts.Join) == 0 {
+		return
+	}
+	a.notReady.Store("joining the mesh")
+	ctx, cancel := context.WithTimeout(ctx, firstJoinTimeout)
+	defer cancel()
+	if err := a.network.Join(ctx); err != nil {
+		a.log.Warn("no peer could be joined yet; going on alone and trying again", "error", err)
+	}
+}
+
+// mountConfigured mounts every --mount. What cannot work is an error at once;
+// an origin that cannot be reached is tried again until it can.
+func (a *Agent) mountConfigured(ctx context.Context) error {
+	for _, m := range a.opts.Mounts {
+		a.notReady.Store("mounting " + m.Source)
+		for {
+			_, err := a.Mount(ctx, gateway.MountRequest{Source: m.Source, Dir: m.Dir})
+			if err == nil || ctx.Err() != nil {
+				break
+			}
+			if !errors.Is(err, covey.ErrUnavailable) && !errors.Is(err, covey.ErrThrottled) {
+				return err
+			}
+			a.notReady.Store(err.Error())
+			a.log.Warn("mount failed; trying again", "source", m.Source, "dir", m.Dir, "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(mountRetry):
+			}
+		}
+	}
+	return nil
+}
+
+// Ready is nil once the mesh listens and every configured mount is mounted.
+func (a *Agent) Ready() error {
+	if why := a.notReady.Load().(string); why != "" {
+		return fmt.Errorf("%s: %w", why, covey.ErrUnavailable)
+	}
+	return nil
+}
+
+// Fetcher is the agent's way to blocks, for readers in the same process.
+func (a *Agent) Fetcher() *fetch.Fetcher { return a.fetcher }
+
+// OpenDataset returns the data set of a source URL, shared with mounts of the
+// same source, and a function that gives it back.
+func (a *Agent) OpenDataset(ctx context.Context, source string) (*dataset.Dataset, func(), error) {
+	ds, err := a.datasets.Add(ctx, source)
+	if err != nil {
+		return nil, nil, err
+	}
+	return ds, sync.OnceFunc(func() { a.datasets.Release(ds) }), nil
+}
+
+func (a *Agent) openSource(ctx context.Context, url string) (*origin.Source, error) {
+	return origin.Open(ctx, url, origin.Options{HTTP: a.opts.OriginHTTP, Log: a.log, Metrics: a.originMetrics})
+}
