@@ -7,10 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/covey-cache/covey"
-	"github.com/covey-cache/covey/dht/internal/wire"
 )
 
 const (
@@ -133,7 +130,8 @@ func (a *announcer) step(ctx context.Context, now time.Time) {
 	}
 }
 
-// pushChange tells the homes that the new ring has and the old had not.
+// pushChange tells the homes that the new ring has and the old had not, and
+// those that went and came back in between.
 func (a *announcer) pushChange(ctx context.Context, r *ring) {
 	old := a.told
 	a.told = r
@@ -143,14 +141,14 @@ func (a *announcer) pushChange(ctx context.Context, r *ring) {
 		if before == nil || x != e {
 			e, before = x, old.homes(x)
 		}
-		return !slices.Contains(before, h)
+		return !slices.Contains(before, h) || !r.live[h].Equal(old.live[h])
 	})
 }
 
 // pushOwed tells everything to the members that restarted or missed some of
 // it. It asks each whether it is there before it reads the whole source for it.
 func (a *announcer) pushOwed(ctx context.Context, r *ring) {
-	owed := a.d.queue.owed(r, time.Now())
+	owed := a.d.queue.owed(r, a.told, time.Now())
 	for home := range owed {
 		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 		_, err := a.d.askKnown(ctx, home, covey.ExtentID{})
@@ -263,133 +261,4 @@ func (a *announcer) sendTo(ctx context.Context, home covey.PeerID, m map[covey.E
 		}
 	}
 	flush()
-}
-
-// push reads everything this peer holds and sends it to the homes that
-// to accepts. A home that fails is left out and owed everything.
-func (a *announcer) push(ctx context.Context, r *ring, to func(covey.ExtentID, covey.PeerID) bool) {
-	if a.d.source == nil {
-		return
-	}
-	p := pusher{ctx: ctx, d: a.d, frames: map[covey.PeerID]*frame{}, failed: map[covey.PeerID]struct{}{}}
-	held := make([]covey.ExtentID, 0, 1024)
-	for h := range a.d.source() {
-		if ctx.Err() != nil {
-			return
-		}
-		if h.Have == 0 || h.Have.Len() != len(h.Digests) {
-			continue
-		}
-		if held = append(held, h.Extent); len(held) == cap(held) {
-			a.d.advertise(held)
-			held = held[:0]
-		}
-		for _, home := range r.homes(h.Extent) {
-			if to(h.Extent, home) {
-				p.add(r, home, h)
-			}
-		}
-	}
-	p.flushAll()
-	a.d.advertise(held)
-}
-
-func (d *Directory) advertise(extents []covey.ExtentID) {
-	if d.advertiser != nil && len(extents) > 0 {
-		d.advertiser.Advertise(extents...)
-	}
-}
-
-// pusher fills frames for many homes at once.
-type pusher struct {
-	ctx      context.Context
-	d        *Directory
-	frames   map[covey.PeerID]*frame
-	buffered int
-	failed   map[covey.PeerID]struct{}
-}
-
-func (p *pusher) add(r *ring, home covey.PeerID, h Have) {
-	if home == p.d.self {
-		p.d.table.have(p.d.self, h, true, r)
-		return
-	}
-	if _, bad := p.failed[home]; bad {
-		return
-	}
-	f := p.frames[home]
-	if f == nil {
-		f = &frame{}
-		p.frames[home] = f
-	}
-	p.buffered += f.add(h, true)
-	if f.size >= maxFrame-maxExtentHave {
-		p.buffered -= f.size
-		delete(p.frames, home)
-		p.note(home, p.d.sendFrame(p.ctx, home, f))
-	}
-	if p.buffered > maxBuffered {
-		p.flushAll()
-	}
-}
-
-func (p *pusher) note(home covey.PeerID, err error) {
-	if err == nil {
-		return
-	}
-	p.failed[home] = struct{}{}
-	p.d.queue.owesAll(home, time.Now().Add(owedAgain))
-	p.d.log.Debug("home did not take what is held here", "peer", printable(home), "err", err)
-}
-
-// flushAll sends the frames that are begun, several at once.
-func (p *pusher) flushAll() {
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	slots := make(chan struct{}, sendAtOnce)
-	for home, f := range p.frames {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			err := p.d.sendFrame(p.ctx, home, f)
-			mu.Lock()
-			defer mu.Unlock()
-			p.note(home, err)
-		})
-	}
-	wg.Wait()
-	clear(p.frames)
-	p.buffered = 0
-}
-
-// maxExtentHave is the longest element of a HAVE: 64 digests, the extent, two
-// bitmaps and tags, 2,120 bytes, rounded up.
-const maxExtentHave = 2200
-
-// frame is a HAVE being filled.
-type frame struct {
-	have    wire.Have
-	extents []covey.ExtentID
-	size    int
-}
-
-// add puts an announcement into the frame and returns its size.
-func (f *frame) add(h Have, whole bool) int {
-	m := haveMessage(h, whole)
-	n := proto.Size(m) + 4 // its tag and length
-	f.have.Extents = append(f.have.Extents, m)
-	f.extents = append(f.extents, h.Extent)
-	f.size += n
-	return n
-}
-
-// sendFrame sends a HAVE to a home. An empty frame is not sent.
-func (d *Directory) sendFrame(ctx context.Context, home covey.PeerID, f *frame) error {
-	if f.size == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, frameTimeout)
-	defer cancel()
-	_, err := d.call(ctx, home, &wire.Request{Body: &wire.Request_Have{Have: &f.have}})
-	return err
 }

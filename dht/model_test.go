@@ -381,7 +381,9 @@ func herdUnderFaults(t *testing.T, seed uint64) {
 	h.loss = 0
 	h.cluster.mu.Unlock()
 	victims.Wait()
-	time.Sleep(30 * time.Second)
+	// A home that restarted between two looks at the member table, and that
+	// nobody had to tell anything since, is found out by the full refresh.
+	time.Sleep(refreshEvery + 30*time.Second)
 	h.listed(t)
 	n, most := h.total()
 	t.Logf("%d faults, %d reads of %d blocks, at most %d of one, %d needless, %d without a home, %d calls", faults, n, len(places), most, h.needless, h.override, h.calls)
@@ -389,7 +391,7 @@ func herdUnderFaults(t *testing.T, seed uint64) {
 	// first home. What only that home knew is lost with it: those eight, and
 	// what it was told since the last batch. The rest of the reads are of blocks
 	// whose holders are out of reach.
-	if faults > 0 && h.needless > 16*faults {
+	if h.needless > 16*(faults+4) {
 		t.Errorf("%d needless reads for %d faults", h.needless, faults)
 	}
 	if n > 2*len(places) || most > len(ids) {

@@ -58,7 +58,7 @@ type queue struct {
 	overflow bool
 	// met is the incarnation of each peer as last seen, and dirty are peers
 	// that have to be told everything: they restarted, or did not hear some of
-	// it. Both hold members only; owed drops the others.
+	// it. Both are as long as the member table; owed drops the others.
 	incarnations map[covey.PeerID]uint64
 	dirty        map[covey.PeerID]time.Time // not to be tried before
 }
@@ -124,23 +124,25 @@ func (q *queue) owe(id covey.PeerID, from time.Time) {
 	q.dirty[id] = from
 }
 
-// owed returns and forgets the members that have to be told everything now, and
-// forgets what it knows of peers that are no members.
-func (q *queue) owed(r *ring, now time.Time) map[covey.PeerID]struct{} {
+// owed returns and forgets the members that have to be told everything now. Of
+// peers that are no members it forgets all but those in told, the members at
+// the last push: one of them that comes back before the next push is not new
+// then, and only its incarnation tells that it restarted.
+func (q *queue) owed(r, told *ring, now time.Time) map[covey.PeerID]struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for id := range q.incarnations {
-		if !r.isLive(id) {
+		if !r.isLive(id) && !told.isLive(id) {
 			delete(q.incarnations, id)
 		}
 	}
 	due := map[covey.PeerID]struct{}{}
 	for id, from := range q.dirty {
-		if r.isLive(id) && now.Before(from) {
-			continue
-		}
-		delete(q.dirty, id)
-		if r.isLive(id) && id != r.self {
+		switch {
+		case id == r.self || !r.isLive(id) && !told.isLive(id):
+			delete(q.dirty, id)
+		case r.isLive(id) && !now.Before(from):
+			delete(q.dirty, id)
 			due[id] = struct{}{}
 		}
 	}

@@ -48,7 +48,7 @@ type ring struct {
 	epoch   uint64
 	self    covey.PeerID
 	members []member
-	live    map[covey.PeerID]struct{}
+	live    map[covey.PeerID]time.Time // since when each is a member
 	// left are members that went away, the latest last, at most maxLeft.
 	left []departed
 	// horizon is the oldest epoch from which on left is complete.
@@ -78,7 +78,7 @@ const maxLeft = 256
 // be nil. Self is always a member.
 func newRing(prev *ring, self covey.PeerID, ids []covey.PeerID, epoch uint64, now time.Time) *ring {
 	r := &ring{epoch: epoch, self: self, horizon: epoch, grown: now,
-		members: make([]member, 0, len(ids)+1), live: make(map[covey.PeerID]struct{}, len(ids)+1)}
+		members: make([]member, 0, len(ids)+1), live: make(map[covey.PeerID]time.Time, len(ids)+1)}
 	before := map[covey.PeerID]member{}
 	if prev != nil {
 		r.grown, r.horizon, r.left = prev.grown, prev.horizon, prev.left
@@ -95,7 +95,7 @@ func newRing(prev *ring, self covey.PeerID, ids []covey.PeerID, epoch uint64, no
 			m = member{id: id, hash: peerHash(id), since: now}
 			r.grown = now
 		}
-		r.live[id] = struct{}{}
+		r.live[id] = m.since
 		r.members = append(r.members, m)
 	}
 	for _, id := range ids {
