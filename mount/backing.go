@@ -14,10 +14,22 @@ import (
 // a file costs 10 to 20 us of the 65 an open may take, so files that are opened
 // over and over gain; but a registration pins the bytes of a file that the store
 // may have unlinked meanwhile, so they are bounded in bytes as well.
+//
+// Each also costs a file descriptor, of which they take an eighth at most.
 const (
-	maxIdleBackings     = 256
+	maxIdleBackings     = 16 << 10
 	maxIdleBackingBytes = 1 << 30
 )
+
+// idleLimit returns how many registrations may be without a user in a process
+// that may have so many files open.
+func idleLimit() int {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return 0
+	}
+	return int(min(files.Cur/8, maxIdleBackings))
+}
 
 // maxRefusedDevices bounds what is remembered of file systems that cannot back a
 // passthrough: a cache has a handful of tiers.
@@ -46,6 +58,8 @@ type registrar struct {
 
 	refusedMu sync.Mutex // leaf; guards refused
 	refused   map[uint64]string
+
+	limit int // of the registrations in idle
 
 	mu    sync.Mutex
 	idle  list.List // of idleBacking, oldest at the front
@@ -139,7 +153,7 @@ func (r *registrar) park(b *backing, in *inode) (out []idleBacking) {
 	}
 	r.elems[b] = r.idle.PushBack(idleBacking{b, in})
 	r.bytes += b.size
-	for r.idle.Len() > maxIdleBackings || r.bytes > maxIdleBackingBytes {
+	for r.idle.Len() > r.limit || r.bytes > maxIdleBackingBytes {
 		e := r.idle.Front().Value.(idleBacking)
 		r.removeLocked(e.b)
 		out = append(out, e)

@@ -139,12 +139,12 @@ func (h *handle) dropBlocks(closing bool) {
 
 // block returns one of the handle's blocks with one more user, for
 // [handle.done]. Requests that come to a block at once, as the kernel's readahead
-// does, get it once. begin is called when there is something to wait for.
-func (t *tree) block(h *handle, index int, begin func() context.Context) (*heldBlock, error) {
+// does, get it once.
+func (t *tree) block(ctx context.Context, h *handle, index int) (*heldBlock, error) {
 	for {
 		b, first := h.claim(index)
 		if first {
-			block, err := t.fetch(begin(), h, index)
+			block, err := t.fetch(ctx, h, index)
 			h.settle(b, block, err)
 			if err != nil {
 				h.done(b)
@@ -157,9 +157,9 @@ func (t *tree) block(h *handle, index int, begin func() context.Context) (*heldB
 		default:
 			select {
 			case <-b.ready:
-			case <-begin().Done():
+			case <-ctx.Done():
 				h.done(b)
-				return nil, fmt.Errorf("wait for block %d of %s: %w", index, h.path, begin().Err())
+				return nil, fmt.Errorf("wait for block %d of %s: %w", index, h.path, ctx.Err())
 			}
 		}
 		err := b.err
@@ -169,7 +169,7 @@ func (t *tree) block(h *handle, index int, begin func() context.Context) (*heldB
 		h.done(b)
 		// Whose end it was that ended the getting: only the getter's own is
 		// no answer for the others.
-		if begin().Err() == nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
+		if ctx.Err() == nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
 			continue
 		}
 		return nil, err

@@ -344,11 +344,12 @@ func TestRefusedPassthrough(t *testing.T) {
 // the kernel has forgotten.
 func TestIdleBackings(t *testing.T) {
 	names := newFakeNames()
-	const files = maxIdleBackings + 40
+	const files, limit = 100, 60
 	for i := range files {
 		names.file(fmt.Sprintf("f%04d", i), "v1", 10)
 	}
-	m := start(t, names, Options{})
+	lower := func(m *Mount) { m.tree.passthrough.limit = limit }
+	m := startOver(t, names, newFakeBlocks(t, names), t.TempDir(), Options{}, lower)
 	m.needPassthrough(t)
 	for i := range files {
 		if _, err := os.ReadFile(m.path(fmt.Sprintf("f%04d", i))); err != nil {
@@ -356,9 +357,9 @@ func TestIdleBackings(t *testing.T) {
 		}
 	}
 	r := &m.tree.passthrough
-	waitFor(t, func() bool { return len(r.parked()) == maxIdleBackings })
+	waitFor(t, func() bool { return len(r.parked()) == limit })
 	r.mu.Lock()
-	if r.bytes != 10*maxIdleBackings || len(r.elems) != maxIdleBackings {
+	if r.bytes != 10*limit || len(r.elems) != limit {
 		t.Errorf("%d bytes in %d idle registrations", r.bytes, len(r.elems))
 	}
 	r.mu.Unlock()

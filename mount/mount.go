@@ -51,6 +51,8 @@ type Names interface {
 	Invalidate(path string)
 }
 
+var _ Names = (*dataset.Dataset)(nil)
+
 // The defaults of Options.
 const (
 	// DefaultReadTimeout is longer than an origin's own retries take, and what
@@ -176,6 +178,7 @@ func newTree(names Names, blocks Blocks, opts Options, log *slog.Logger) (*tree,
 		completeAtOpen: opts.CompleteAtOpen,
 		nodes:          newNodes(time.Now()),
 		followers:      map[*node]*follower{},
+		passthrough:    registrar{limit: idleLimit()},
 	}
 	if opts.UID != nil {
 		t.uid = *opts.UID

@@ -21,8 +21,8 @@ func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 	if n == nil || n.kind != dataset.File {
 		return fuse.Status(unix.ESTALE)
 	}
-	ctx, done := t.begin(cancel, &in.InHeader)
-	defer done()
+	ctx := t.begin(cancel, &in.InHeader)
+	defer ctx.end()
 	path := n.path()
 	e, err := t.names.Lookup(ctx, path)
 	if err != nil {
@@ -109,7 +109,7 @@ func (t *tree) complete(ctx context.Context, h *handle) error {
 	}
 	t.askAhead(h, e, slot)
 	for i := range h.object.Blocks() {
-		b, err := t.block(h, i, func() context.Context { return ctx })
+		b, err := t.block(ctx, h, i)
 		if err != nil {
 			return err
 		}

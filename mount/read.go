@@ -36,48 +36,23 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		}
 		return fuse.ReadResultData(buf), fuse.OK
 	}
-	r := reader{tree: t, handle: h, cancel: cancel, header: &in.InHeader}
-	defer r.end()
-	r.ahead(off, len(buf))
-	if err := r.read(buf, off); err != nil {
-		return nil, t.failed(r.context(), h.path, err)
+	ctx := t.begin(cancel, &in.InHeader)
+	defer ctx.end()
+	t.ahead(ctx, h, off, len(buf))
+	if err := t.fill(ctx, h, buf, off); err != nil {
+		return nil, t.failed(ctx, h.path, err)
 	}
 	return fuse.ReadResultData(buf), fuse.OK
 }
 
-// reader is one READ request on a handle that the daemon serves. It has a
-// context only once it has to wait for something: a read of held blocks is a
-// copy and nothing else.
-type reader struct {
-	*tree
-	*handle
-	cancel <-chan struct{}
-	header *fuse.InHeader
-	ctx    context.Context
-	stop   func()
-}
-
-func (r *reader) context() context.Context {
-	if r.ctx == nil {
-		r.ctx, r.stop = r.begin(r.cancel, r.header)
-	}
-	return r.ctx
-}
-
-func (r *reader) end() {
-	if r.stop != nil {
-		r.stop()
-	}
-}
-
-// read fills p from off on, block by block.
-func (r *reader) read(p []byte, off int64) error {
-	size := r.object.BlockSize
+// fill fills p from off on, block by block.
+func (t *tree) fill(ctx context.Context, h *handle, p []byte, off int64) error {
+	size := h.object.BlockSize
 	for len(p) > 0 {
 		index := int(off / size)
 		within := off - int64(index)*size
 		n := min(int64(len(p)), size-within)
-		if err := r.readBlock(p[:n], index, within); err != nil {
+		if err := t.readBlock(ctx, h, p[:n], index, within); err != nil {
 			return err
 		}
 		p, off = p[n:], off+n
@@ -87,39 +62,39 @@ func (r *reader) read(p []byte, off int64) error {
 
 // readBlock fills p from one block. Held bytes that cannot be read (a disk
 // fault) are fetched anew, once.
-func (r *reader) readBlock(p []byte, index int, within int64) error {
+func (t *tree) readBlock(ctx context.Context, h *handle, p []byte, index int, within int64) error {
 	var last error
 	for range 2 {
-		b, err := r.block(r.handle, index, r.context)
+		b, err := t.block(ctx, h, index)
 		if err != nil {
 			return err
 		}
 		last = b.readAt(p, within)
 		if last != nil {
-			r.discard(b)
+			h.discard(b)
 		}
-		r.done(b)
+		h.done(b)
 		if last == nil {
 			return nil
 		}
 	}
-	return fmt.Errorf("read block %d of %s: %w", index, r.path, last)
+	return fmt.Errorf("read block %d of %s: %w", index, h.path, last)
 }
 
 // ahead asks for what a sequential reader will want next. Failing to say where
 // those blocks are only costs the read that will want them.
-func (r *reader) ahead(off int64, n int) {
-	r.mu.Lock()
-	from, to := r.stream.note(off, n, r.object.BlockSize, r.object.Blocks())
-	r.mu.Unlock()
+func (t *tree) ahead(ctx context.Context, h *handle, off int64, n int) {
+	h.mu.Lock()
+	from, to := h.stream.note(off, n, h.object.BlockSize, h.object.Blocks())
+	h.mu.Unlock()
 	for from < to {
-		e, slot, err := r.place(r.context(), r.names, from)
+		e, slot, err := h.place(ctx, t.names, from)
 		if err != nil {
 			return
 		}
 		first := from - slot
 		slots := e.All() &^ covey.FirstBits(slot) & covey.FirstBits(min(to-first, len(e.Blocks)))
-		r.blocks.Prefetch(e, slots)
+		t.blocks.Prefetch(e, slots)
 		from += max(slots.Len(), 1)
 	}
 }

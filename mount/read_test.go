@@ -161,7 +161,7 @@ func TestArbiter(t *testing.T) {
 	}
 	// The kernel sends releases when it likes, so the mode changes soon, not
 	// at once.
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for m.Status().OpenPassthrough == 0 {
 		if got := run(t, "cat", m.path("f")); !bytes.Equal(got, want) {
 			t.Fatal("bytes differ after the change of mode")

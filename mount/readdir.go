@@ -158,8 +158,8 @@ func (t *tree) readDir(cancel <-chan struct{}, in *fuse.ReadIn,
 	if !ok {
 		return fuse.EBADF
 	}
-	ctx, done := t.begin(cancel, &in.InHeader)
-	defer done()
+	ctx := t.begin(cancel, &in.InHeader)
+	defer ctx.end()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	off, added := in.Offset, 0

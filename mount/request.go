@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -16,28 +17,99 @@ import (
 // to die. The kernel tells of the first signal only; one look costs 20 us.
 const signalPoll = 50 * time.Millisecond
 
-// begin returns the context of one request: it ends at the read timeout, when
-// the mount is taken down, or when the calling thread has a fatal signal
-// pending. The caller must call done.
+// request is the context of one request: it ends at the read timeout, when the
+// mount is taken down, or when the calling thread has a fatal signal pending.
+//
+// Nearly every request is answered from memory and never waits, so the timer and
+// the goroutine that watches for signals start only when somebody asks for Done.
 //
 // Only a fatal signal ends a request. The kernel passes on every signal, the
 // preemption and profiling signals of language runtimes too; answering those
 // with EINTR would make a page fault of a mapped file SIGBUS.
-func (t *tree) begin(cancel <-chan struct{}, h *fuse.InHeader) (ctx context.Context, done func()) {
-	cause, interrupt := context.WithCancelCause(t.ctx)
-	ctx, stop := context.WithTimeout(cause, t.readTimeout)
-	pid := h.Pid
+type request struct {
+	parent   context.Context
+	cancel   <-chan struct{}
+	tid      uint32
+	deadline time.Time
+
+	mu    sync.Mutex // leaf; guards the fields below
+	ended bool
+	ctx   context.Context // nil until Done is first asked for
+	stop  func()
+}
+
+var _ context.Context = (*request)(nil)
+
+// begin returns the context of one request. The caller must call end.
+func (t *tree) begin(cancel <-chan struct{}, h *fuse.InHeader) *request {
+	return &request{parent: t.ctx, cancel: cancel, tid: h.Pid, deadline: time.Now().Add(t.readTimeout)}
+}
+
+// end gives back what the request started.
+func (r *request) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ended = true
+	if r.stop != nil {
+		r.stop()
+	}
+}
+
+// started returns the context behind the request, made when first asked for, or
+// nil if that was never and make is false.
+func (r *request) started(make bool) context.Context {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ctx != nil || !make {
+		return r.ctx
+	}
+	cause, interrupt := context.WithCancelCause(r.parent)
+	ctx, stop := context.WithDeadline(cause, r.deadline)
+	r.ctx, r.stop = ctx, func() { stop(); interrupt(nil) }
+	if r.ended {
+		r.stop()
+		return ctx
+	}
+	cancel, tid := r.cancel, r.tid
 	go func() {
 		select {
 		case <-ctx.Done():
 			return
 		case <-cancel:
 		}
-		if waitFatal(ctx, pid) {
+		if waitFatal(ctx, tid) {
 			interrupt(errInterrupted)
 		}
 	}()
-	return ctx, func() { stop(); interrupt(nil) }
+	return ctx
+}
+
+// Deadline implements context.Context.
+func (r *request) Deadline() (time.Time, bool) { return r.deadline, true }
+
+// Done implements context.Context.
+func (r *request) Done() <-chan struct{} { return r.started(true).Done() }
+
+// Err implements context.Context.
+func (r *request) Err() error {
+	if ctx := r.started(false); ctx != nil {
+		return ctx.Err()
+	}
+	if err := r.parent.Err(); err != nil {
+		return err
+	}
+	if !time.Now().Before(r.deadline) {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// Value implements context.Context; it is how context.Cause finds the cause.
+func (r *request) Value(key any) any {
+	if ctx := r.started(false); ctx != nil {
+		return ctx.Value(key)
+	}
+	return r.parent.Value(key)
 }
 
 // waitFatal waits until the thread has a fatal signal pending; false when ctx

@@ -70,8 +70,8 @@ func (t *tree) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, ou
 	if len(name) > maxName {
 		return fuse.Status(unix.ENAMETOOLONG)
 	}
-	ctx, done := t.begin(cancel, in)
-	defer done()
+	ctx := t.begin(cancel, in)
+	defer ctx.end()
 	e, err := t.names.Lookup(ctx, dir.child(name))
 	if errors.Is(err, covey.ErrNotFound) {
 		// No node: the kernel may remember that the name does not exist.
