@@ -11,7 +11,7 @@ import (
 )
 
 // Limits of the registrations that no open handle uses. Opening and registering
-// a file costs 10 to 20 us of the 65 an open may take, so files that are opened
+// a file costs some 15 us of the 65 an open may take, so files that are opened
 // over and over gain; but a registration pins the bytes of a file that the store
 // may have unlinked meanwhile, so they are bounded in bytes as well.
 //

@@ -75,7 +75,7 @@ func (n *node) is(e dataset.Entry) bool {
 }
 
 // nodes is the table of what the kernel remembers, and as large as that: an
-// entry comes with a lookup and goes with the last forget. It costs about 170
+// entry comes with a lookup and goes with the last forget. It costs about 190
 // bytes and its strings.
 //
 // mu is a leaf lock: code holding it calls nothing outside this file. It guards
