@@ -181,7 +181,7 @@ func (f *Fetcher) Serve(ctx context.Context, l covey.Locator, wait bool) (blocks
 		return h, nil
 	}
 	if !wait {
-		return f.serveSettled(l)
+		return f.serveLanded(l)
 	}
 	fl, a := f.table.findOrAwait(l)
 	if fl == nil {
@@ -205,15 +205,19 @@ func (f *Fetcher) Serve(ctx context.Context, l covey.Locator, wait bool) (blocks
 	return h, err
 }
 
-// serveSettled returns the block of a flight that is being admitted.
-func (f *Fetcher) serveSettled(l covey.Locator) (blockstore.Handle, error) {
+// serveLanded returns the block of a flight that has its bytes. The home may not
+// have answered the report yet: whoever does not wait was told by the home that
+// this peer is a holder, and with it the digest. To be refused here, in the moment
+// between the home's hearing and its answer's arrival, would cost a second read
+// of the origin.
+func (f *Fetcher) serveLanded(l covey.Locator) (blockstore.Handle, error) {
 	fl := f.table.find(l)
 	if fl == nil {
 		return nil, fmt.Errorf("serve %s: %w", l, covey.ErrNotFound)
 	}
 	defer f.table.leave(fl)
 	select {
-	case <-fl.settled:
+	case <-fl.ready:
 		if fl.err == nil {
 			return fl.block.hold(), nil
 		}
