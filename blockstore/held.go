@@ -36,7 +36,7 @@ func (s *Store) All() iter.Seq[Held] {
 	return func(yield func(Held) bool) {
 		recent, moved := s.recent()
 		var h Held
-		for a := range merge(s.adverts(moved), recent) {
+		for a := range merge(s.adverts([]byte{keyExtent}, []byte{keyExtent + 1}, moved), recent) {
 			if a.place.Extent != h.Extent {
 				if h.Have != 0 && !yield(h) {
 					return
@@ -86,13 +86,12 @@ func comparePlaces(a, b advert) int {
 	return int(a.place.Slot) - int(b.place.Slot)
 }
 
-// adverts yields the index's record of each slot whose block is here and not in
-// except.
-func (s *Store) adverts(except map[blockKey]struct{}) iter.Seq[advert] {
+// adverts yields the index's record of each slot in [lower, upper) whose block
+// is here and not in except.
+func (s *Store) adverts(lower, upper []byte, except map[blockKey]struct{}) iter.Seq[advert] {
 	return func(yield func(advert) bool) {
 		batch := make([]advert, 0, heldBatch)
-		upper := []byte{keyExtent + 1}
-		for next := []byte{keyExtent}; next != nil; {
+		for next := lower; next != nil; {
 			batch = batch[:0]
 			var err error
 			next, err = s.advertBatch(next, upper, &batch)

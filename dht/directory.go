@@ -51,6 +51,10 @@ type DirectoryOptions struct {
 	// or a home restarted. Without it nothing is refreshed, and homes forget
 	// what this peer announced after 15 min.
 	Source func() iter.Seq[Have]
+	// Own, if set, says what this peer holds of one extent (the store's
+	// Extent). It is asked once for an extent that this peer becomes home of,
+	// and when a fellow home asks.
+	Own func(covey.ExtentID) (Have, bool)
 	// MaxEntries bounds the extents this peer keeps as a home; 0 means 524,288,
 	// at most 1.2 GiB.
 	MaxEntries int
@@ -83,6 +87,7 @@ type Directory struct {
 	providers   ProviderFinder
 	advertiser  Advertiser
 	source      func() iter.Seq[Have]
+	own         func(covey.ExtentID) (Have, bool)
 	log         *slog.Logger
 	m           *metrics
 	table       *table
@@ -119,6 +124,7 @@ func NewDirectory(o DirectoryOptions) *Directory {
 		providers:   o.Providers,
 		advertiser:  o.Advertiser,
 		source:      o.Source,
+		own:         o.Own,
 		log:         o.Log,
 		m:           newMetrics(o.Registry),
 		incarnation: rand.Uint64() | 1,

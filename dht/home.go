@@ -98,6 +98,7 @@ func (d *Directory) sync(ctx context.Context, e covey.ExtentID, r *ring, homes [
 		}
 		return
 	}
+	d.learnOwn(e, r)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), homeBudget)
 	defer cancel()
 	all := d.askFellows(ctx, e, d.fellows(e, r, homes))

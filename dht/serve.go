@@ -102,6 +102,7 @@ func (d *Directory) serveAsk(m *wire.Ask) (*wire.Reply, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.learnOwn(e, d.view())
 	return knownReply(d.table.tell(e)), nil
 }
 

@@ -217,10 +217,13 @@ func prepare(path string, opts Options, log *slog.Logger) error {
 	return canMount(opts)
 }
 
-// bury unmounts dead mounts of ours: those of agents that were killed.
+// bury unmounts dead mounts of ours: those of agents that were killed. It asks
+// with statfs, which the kernel never answers by itself: a stat of a dead mount's
+// root succeeds for as long as its attributes are cached.
 func bury(path string, log *slog.Logger) error {
 	for range maxStacked {
-		if _, err := os.Stat(path); !errors.Is(err, unix.ENOTCONN) {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(path, &fs); !errors.Is(err, unix.ENOTCONN) {
 			return nil
 		}
 		info, ok := mountOn(path)

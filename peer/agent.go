@@ -199,7 +199,7 @@ func (a *Agent) open() (err error) {
 	}
 	a.directory = dht.NewDirectory(dht.DirectoryOptions{
 		Members: a.network, Caller: a.network, Providers: a.providers, Advertiser: a.providers,
-		Source: a.held, Log: a.log, Registry: a.registry,
+		Source: a.held, Own: a.heldOf, Log: a.log, Registry: a.registry,
 	})
 	policy := a.opts.Dataset
 	policy.Log, policy.Metrics = a.log, dataset.NewMetrics(a.registry)

@@ -57,6 +57,12 @@ func (a *Agent) held() iter.Seq[dht.Have] {
 	}
 }
 
+// heldOf is what the store has of one extent.
+func (a *Agent) heldOf(id covey.ExtentID) (dht.Have, bool) {
+	h, ok := a.store.Extent(id)
+	return dht.Have{Extent: h.Extent, Have: h.Have, Digests: h.Digests}, ok
+}
+
 // corruptCounter is covey_corrupt_blocks_total: blocks whose bytes were not what
 // they should be, by where they came from.
 type corruptCounter struct {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -34,6 +35,7 @@ type Cluster struct {
 
 	mu     sync.Mutex
 	agents []*Process
+	made   int // directories made for agents
 }
 
 // NewCluster makes a cluster key and starts nothing.
@@ -80,7 +82,8 @@ func (c *Cluster) launch(spec AgentSpec) (*Process, error) {
 		spec.CacheSize = "4GiB"
 	}
 	if spec.Dir == "" {
-		spec.Dir = filepath.Join(c.opts.Dir, "a"+strconv.Itoa(len(c.agents)+1))
+		c.made++
+		spec.Dir = filepath.Join(c.opts.Dir, "a"+strconv.Itoa(c.made))
 	}
 	if spec.Join == nil {
 		for _, p := range c.agents {
@@ -90,13 +93,16 @@ func (c *Cluster) launch(spec AgentSpec) (*Process, error) {
 		}
 	}
 	p, err := startProcess(c.opts, c.keyFile, spec)
-	if err == nil {
-		c.agents = append(c.agents, p)
+	if err != nil {
+		return nil, err
 	}
-	return p, err
+	// It takes the place, and the mounts, of the one that had its directory.
+	c.agents = append(slices.DeleteFunc(c.agents, func(was *Process) bool { return was.dir == p.dir }), p)
+	return p, nil
 }
 
-// Agents returns every agent started so far, in order, stopped ones included.
+// Agents returns every agent started so far, in order, stopped ones included; of
+// those that shared a directory, the last.
 func (c *Cluster) Agents() []*Process {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -48,6 +48,8 @@ type mesh struct {
 	s3   *origintest.S3
 	tree *testnet.Tree
 	dir  string
+	// mounts counts the directories made to mount on.
+	mounts int
 }
 
 // newMesh makes the data set and uploads it; it starts no agent.
@@ -109,7 +111,8 @@ func (m *mesh) agent(t *testing.T, args ...string) *testnet.Process {
 func (m *mesh) agentWith(t *testing.T, spec testnet.AgentSpec) *testnet.Process {
 	t.Helper()
 	if spec.Mounts == nil {
-		at := filepath.Join(m.dir, fmt.Sprintf("m%d", len(m.Agents())+1))
+		m.mounts++
+		at := filepath.Join(m.dir, fmt.Sprintf("m%d", m.mounts))
 		spec.Mounts = []peer.MountSpec{{Source: m.s3.URL(bucket, ""), Dir: at}}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

@@ -73,6 +73,8 @@ func TestKilledAgentComesBackWarm(t *testing.T) {
 	m := newMesh(t, someFiles())
 	p := m.agent(t)
 	m.compare(t, p)
+	// A crash may lose what was admitted in the last second, and only that.
+	time.Sleep(2 * time.Second)
 	p.Crash()
 	if _, err := os.ReadDir(p.Mount()); !errors.Is(err, syscall.ENOTCONN) {
 		t.Errorf("reading the mount of a dead agent: %v, want ENOTCONN", err)
@@ -80,7 +82,7 @@ func TestKilledAgentComesBackWarm(t *testing.T) {
 	before := m.originGets(t)
 	again := m.agentWith(t, testnet.AgentSpec{Dir: p.Dir(), Mounts: p.Mounts()})
 	m.compare(t, again)
-	if got := m.originGets(t) - before; got > 1 {
+	if got := m.originGets(t) - before; got > 0 {
 		t.Errorf("after a crash with a synced cache %d GETs were made", got)
 	}
 }
