@@ -42,7 +42,7 @@ type Want struct {
 	Need covey.Bitmap
 	// Failed are peers that this asker just could not get these blocks from, or
 	// that sent wrong bytes; the home leaves them out of this answer and, after
-	// two reporters, out of the entry.
+	// two reporters, out of everybody's for a minute.
 	Failed []covey.PeerID
 	// Prefetch says that nobody waits for the bytes yet.
 	Prefetch bool

@@ -28,6 +28,13 @@ const (
 	// nobody else meets within a minute was the reporter's own.
 	suspicionLife = time.Minute
 
+	// demotedFor is how long a peer that two others could not get blocks from is
+	// not handed out for them. It stays known: most faults pass, a holder does not
+	// learn that it was reported, and if every home forgot it the block would be
+	// read from the origin again until the next refresh. A peer that never
+	// delivers costs two askers one attempt a minute.
+	demotedFor = time.Minute
+
 	// holdLife is how long a holder counts without saying so again: three
 	// refreshes, of which two may be lost.
 	holdLife = 3 * refreshEvery
@@ -40,7 +47,7 @@ const (
 
 // entry is what a home knows of one extent.
 //
-// With 64 blocks and 3 holders it takes 2.3 KiB with its place in the table,
+// With 64 blocks and 3 holders it takes 2.4 KiB with its place in the table,
 // 2 KiB of them digests. The table's shard lock guards all of it.
 //
 // INVARIANT: len(digests) == pinned.Len().
@@ -73,6 +80,18 @@ type holder struct {
 	// missing are slots that its last full report did not name. A second such
 	// report removes them; one alone may have crossed with a newer block.
 	missing covey.Bitmap
+	// demoted are slots that are not handed out before demotedFor has passed
+	// since demotedAt.
+	demoted   covey.Bitmap
+	demotedAt stamp
+}
+
+// offers returns the slots that the holder can be asked for.
+func (h *holder) offers(now stamp) covey.Bitmap {
+	if h.demoted != 0 && now.since(h.demotedAt) < demotedFor {
+		return h.have &^ h.demoted
+	}
+	return h.have
 }
 
 // lease is a read from the origin that is under way.
@@ -147,6 +166,7 @@ func (en *entry) hold(p peerNum, slots covey.Bitmap, now stamp) {
 	if h := en.holderOf(p); h != nil {
 		h.have |= slots
 		h.missing &^= slots
+		h.demoted &^= slots
 		h.seen = now
 		return
 	}
@@ -173,6 +193,7 @@ func (en *entry) unhold(p peerNum, slots covey.Bitmap) {
 		}
 		en.holders[i].have &^= slots
 		en.holders[i].missing &^= slots
+		en.holders[i].demoted &^= slots
 		if en.holders[i].have == 0 {
 			en.holders = slices.Delete(en.holders, i, i+1)
 		}
@@ -196,8 +217,8 @@ func (en *entry) confirm(p peerNum, have covey.Bitmap) {
 }
 
 // doubt records that reporter could not get slots from p. From the second
-// reporter on, p does not count as their holder any more; it can announce
-// itself again.
+// reporter on, p is not handed out for them for a while, or until it announces
+// them again.
 func (en *entry) doubt(p, reporter peerNum, slots covey.Bitmap, now stamp) {
 	h := en.holderOf(p)
 	if h == nil {
@@ -219,7 +240,13 @@ func (en *entry) doubt(p, reporter peerNum, slots covey.Bitmap, now stamp) {
 		en.suspect = slices.Delete(en.suspect, 0, 1)
 	}
 	en.suspect = append(en.suspect, suspicion{peer: p, reporter: reporter, at: now, slots: slots})
-	en.unhold(p, confirmed)
+	if confirmed != 0 {
+		if now.since(h.demotedAt) >= demotedFor {
+			h.demoted = 0
+		}
+		h.demoted |= confirmed
+		h.demotedAt = now
+	}
 }
 
 // leaseOf returns the lease of a slot, or nil.

@@ -130,7 +130,7 @@ func (t *table) answer(q question) (plan Plan, open covey.Bitmap) {
 	en.touched = at
 	en.expire(at, now)
 	t.takeReports(en, q, at)
-	c := t.candidates(en, q)
+	c := t.candidates(en, q, at)
 	for slot := range covey.FirstBits(q.want.Count).Slots() {
 		b := BlockPlan{Slot: slot, State: Held, Peers: c.pick(slot), Digest: en.digest(slot)}
 		needed := q.want.Need.Has(slot)
@@ -203,13 +203,14 @@ type candidate struct {
 	have covey.Bitmap
 }
 
-func (t *table) candidates(en *entry, q question) candidates {
+func (t *table) candidates(en *entry, q question, at stamp) candidates {
 	peers := t.peers.all()
 	c := make(candidates, 0, len(en.holders))
-	for _, h := range en.holders {
+	for i := range en.holders {
+		h := &en.holders[i]
 		p := peers[h.peer]
 		if p.id != q.asker && !p.absent(q.ring) && !contains(q.want.Failed, p.id) {
-			c = append(c, candidate{peer: p, have: h.have})
+			c = append(c, candidate{peer: p, have: h.offers(at)})
 		}
 	}
 	return c
