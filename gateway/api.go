@@ -53,10 +53,10 @@ type Status struct {
 	OriginBytes    int64            `json:"origin_bytes"`
 	OriginRequests map[string]int64 `json:"origin_requests"`
 	// OriginOverrides are reads of the origin that no home granted.
-	OriginOverrides int64 `json:"origin_overrides"`
-	CorruptBlocks  map[string]int64 `json:"corrupt_blocks"`
-	Tiers          []Tier           `json:"tiers"`
-	Mounts         []Mount          `json:"mounts"`
+	OriginOverrides int64            `json:"origin_overrides"`
+	CorruptBlocks   map[string]int64 `json:"corrupt_blocks"`
+	Tiers           []Tier           `json:"tiers"`
+	Mounts          []Mount          `json:"mounts"`
 }
 
 // FetchedBytes is covey_fetch_bytes_total.

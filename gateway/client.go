@@ -25,6 +25,10 @@ const maxAnswer = 64 << 20
 // longer.
 const dialTimeout = 2 * time.Second
 
+// callTimeout bounds one call, so that an agent that is stopped or hangs is told
+// from one that works: what it takes longest over ends by itself before.
+const callTimeout = requestTimeout + 10*time.Second
+
 // ErrNoAgent says that nobody listens on the socket. It wraps
 // covey.ErrUnavailable.
 var ErrNoAgent = fmt.Errorf("no agent answers: %w", covey.ErrUnavailable)
@@ -40,7 +44,8 @@ func (e *noAgentError) Unwrap() error { return ErrNoAgent }
 
 // Client speaks to an agent over its socket. Its methods may be called
 // concurrently. Errors that the agent answered are a *ResponseError and wrap
-// the covey kind the agent meant; when nobody listens they wrap [ErrNoAgent].
+// the covey kind the agent meant; when nobody listens they wrap [ErrNoAgent]. A
+// call that gets no answer ends after 70 s at the latest.
 type Client struct {
 	socket string
 	http   *http.Client
@@ -139,6 +144,8 @@ func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 
 // call makes one request. The answer is decoded into answer unless that is nil.
 func (c *Client) call(ctx context.Context, method, path string, body, answer any) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	var send io.Reader
 	if body != nil {
 		text, err := json.Marshal(body)

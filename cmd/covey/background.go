@@ -50,8 +50,9 @@ func (a *app) startAgent(ctx context.Context, socket string) (*gateway.Client, e
 	if err != nil {
 		return nil, err
 	}
-	fmt.Fprintf(a.stderr, "covey mount: no agent was running: started one in the background, pid %d, log %s\n",
-		b.cmd.Process.Pid, b.logFile)
+	if s, err := client.Status(ctx); err == nil && s.PID == b.cmd.Process.Pid {
+		fmt.Fprintf(a.stderr, "covey mount: no agent was running: started one in the background, pid %d, log %s\n", s.PID, b.logFile)
+	}
 	return client, nil
 }
 

@@ -30,6 +30,7 @@ type agentConfig struct {
 	http       string // "" when off
 	mounts     []mountSpec
 	dataPlane  string
+	policy     policy
 	zone, rack string
 	host       string
 	logLevel   slog.Level
@@ -68,7 +69,7 @@ func parseSettings(l layer, getenv func(string) string) (*agentConfig, error) {
 		join:       l["join"].words,
 	}
 	for _, parse := range []func(layer, func(string) string) error{
-		c.parsePaths, c.parseCache, c.parseMounts, c.parseAddresses, c.parseLog,
+		c.parsePaths, c.parseCache, c.parseMounts, c.parseAddresses, c.parseLog, c.policy.parse,
 	} {
 		if err := parse(l, getenv); err != nil {
 			return nil, err

@@ -60,9 +60,7 @@ func (a *app) doctor(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	found := checkHost()
-	found = append(found, checkCache(c.cache[0].dir)...)
-	found = append(found, checkAgent(cmd.Context(), c)...)
+	found := append(checkHost(), checkAgent(cmd.Context(), c)...)
 	if err := a.printFindings(found, wantJSON(cmd)); err != nil {
 		return err
 	}
@@ -92,18 +90,29 @@ func (a *app) printFindings(found []finding, asJSON bool) error {
 	return w.Flush()
 }
 
-// checkAgent looks at the agent, and at what it knows of peers and sources.
-// Sources that only the settings name are tried too.
+// checkAgent looks at the agent, and at its cache, peers and sources. When it
+// does not answer, the settings say what to look at; sources that only they
+// name are tried in any case.
 func checkAgent(ctx context.Context, c *agentConfig) []finding {
 	sources := make([]string, 0, len(c.mounts))
 	for _, m := range c.mounts {
 		sources = append(sources, m.source)
 	}
 	status, peers, found := askAgent(ctx, c.api)
+	caches := []string{c.cache[0].dir}
+	if len(status.Tiers) > 0 {
+		caches = nil
+	}
+	for _, t := range status.Tiers {
+		caches = append(caches, t.Dir)
+	}
+	for _, dir := range caches {
+		found = append(found, checkCache(dir)...)
+	}
 	for _, m := range status.Mounts {
 		sources = append(sources, m.Source)
 		if !m.Passthrough {
-			found = append(found, finding{warn, "mount " + m.Dir + " has no passthrough", m.PassthroughWhy})
+			found = append(found, finding{warn, fmt.Sprintf("mount %s has no passthrough: %s", m.Dir, m.PassthroughWhy), "see the lines on the kernel and the cache"})
 		}
 	}
 	found = append(found, checkPeers(ctx, peers)...)

@@ -35,7 +35,9 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			e.Defer(func() { _ = os.RemoveAll(run) })
-			e.Defer(func() { endAgent(filepath.Join(run, "covey", "agent.sock")) })
+			e.Defer(func() { // one that a failed script left in the background
+				_ = endAgent(filepath.Join(run, "covey", "agent.sock"), syscall.SIGTERM)
+			})
 			e.Setenv("XDG_RUNTIME_DIR", run)
 			for name, dir := range map[string]string{"XDG_STATE_HOME": "state", "XDG_CACHE_HOME": "cache", "HOME": "home"} {
 				e.Setenv(name, filepath.Join(e.WorkDir, dir))
@@ -47,23 +49,56 @@ func TestScripts(t *testing.T) {
 			"until": cmdUntil,
 			"port":  cmdPort,
 			"mode":  cmdMode,
+			"end":   cmdEnd,
 		},
 	})
 }
 
-// endAgent ends an agent that a failed script left in the background.
-func endAgent(socket string) {
+// leaveLimit is how long an agent may take to leave after a signal.
+const leaveLimit = 5 * time.Second
+
+// endAgent sends a signal to the agent on a socket, if there is one, and waits
+// until its process is gone.
+func endAgent(socket string, sig syscall.Signal) error {
 	c := gateway.NewClient(socket)
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), leaveLimit)
 	defer cancel()
 	s, err := c.Status(ctx)
-	if err != nil || syscall.Kill(s.PID, syscall.SIGTERM) != nil {
-		return
+	if err != nil {
+		return err
 	}
-	for ctx.Err() == nil && syscall.Kill(s.PID, 0) == nil {
-		time.Sleep(20 * time.Millisecond)
+	if err := syscall.Kill(s.PID, sig); err != nil {
+		return err
 	}
+	for start := time.Now(); alive(s.PID); time.Sleep(10 * time.Millisecond) {
+		if time.Since(start) > leaveLimit {
+			return fmt.Errorf("the agent lives %v after signal %v", leaveLimit, sig)
+		}
+	}
+	return nil
+}
+
+// alive says whether a process runs; one that only waits for its parent to
+// notice its end does not.
+func alive(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	return !strings.HasPrefix(rest, "Z") && !strings.HasPrefix(rest, "X")
+}
+
+// cmdEnd ends an agent, by default that on the default socket, and wants it
+// gone in time: end TERM|INT|KILL [SOCKET].
+func cmdEnd(ts *testscript.TestScript, _ bool, args []string) {
+	sig := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL}[args[0]]
+	socket := filepath.Join(ts.Getenv("XDG_RUNTIME_DIR"), "covey", "agent.sock")
+	if len(args) > 1 {
+		socket = args[1]
+	}
+	ts.Check(endAgent(socket, sig))
 }
 
 // cmdFails runs covey and wants an exit code, exactly one line on stderr that

@@ -8,13 +8,23 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/covey-cache/covey"
 	"github.com/covey-cache/covey/gateway"
 	"github.com/covey-cache/covey/mount"
 )
+
+// umountTimeout is how long the agent may take to unmount before it is done
+// without it; an agent's whole leave takes less.
+const umountTimeout = 10 * time.Second
+
+// pingTimeout tells a server that hangs from one that is busy: statfs needs no
+// origin and no disk.
+const pingTimeout = 2 * time.Second
 
 func (a *app) mountCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -71,31 +81,31 @@ func (a *app) mount(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// mountPoint makes DIR absolute and looks that it is there, before an agent is
-// started for nothing.
+// mountPoint makes DIR absolute and looks that it can be mounted on, before an
+// agent is started for nothing. A mount that a dead agent left is taken off.
 func mountPoint(dir string) (string, error) {
-	if dir == "" {
-		return "", misuse("the directory is empty")
-	}
-	abs, err := filepath.Abs(dir)
+	path, err := mountedDir(dir)
 	if err != nil {
-		return "", fmt.Errorf("mount on %s: %w", dir, err)
+		return "", err
 	}
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		abs = real
+	if _, _, mounted := mount.Mounted(path); mounted && errors.Is(ping(path), syscall.ENOTCONN) {
+		if err := mount.Umount(path, true); err != nil {
+			return "", fmt.Errorf("mount on %s: what a dead agent left there: %w", path, err)
+		}
 	}
-	info, err := os.Stat(abs)
+	if kind, _, mounted := mount.Mounted(path); mounted {
+		return "", fmt.Errorf("mount on %s: already a mount point (%s): unmount it or give another directory", path, kind)
+	}
+	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return "", fmt.Errorf("mount on %s: there is no such directory: make it with mkdir", abs)
-	case errors.Is(err, syscall.ENOTCONN):
-		return "", fmt.Errorf("mount on %s: the agent that mounted it is dead: run covey umount %s first", abs, abs)
+		return "", fmt.Errorf("mount on %s: there is no such directory: make it with mkdir", path)
 	case err != nil:
-		return "", fmt.Errorf("mount on %s: %w", abs, err)
+		return "", fmt.Errorf("mount on %s: %w", path, err)
 	case !info.IsDir():
-		return "", fmt.Errorf("mount on %s: it is not a directory: give an empty one", abs)
+		return "", fmt.Errorf("mount on %s: it is not a directory: give an empty one", path)
 	}
-	return abs, nil
+	return path, nil
 }
 
 func (a *app) umountCommand() *cobra.Command {
@@ -117,16 +127,36 @@ func (a *app) umount(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	err = a.ask(cmd, func(ctx context.Context, c *gateway.Client) error { return c.Unmount(ctx, dir) })
+	err = a.ask(cmd, func(ctx context.Context, c *gateway.Client) error {
+		ctx, cancel := context.WithTimeout(ctx, umountTimeout)
+		defer cancel()
+		return c.Unmount(ctx, dir)
+	})
 	if !errors.Is(err, covey.ErrNotFound) && !errors.Is(err, covey.ErrUnavailable) {
 		return err
 	}
 	if _, _, mounted := mount.Mounted(dir); !mounted {
 		return fmt.Errorf("unmount %s: nothing is mounted there: covey mounts lists what the agent has", dir)
 	}
-	// A mount whose server is dead has nothing left to finish.
-	_, statErr := os.Stat(dir)
-	return mount.Umount(dir, errors.Is(statErr, syscall.ENOTCONN))
+	err = mount.Umount(dir, false)
+	if errors.Is(err, syscall.EBUSY) && ping(dir) != nil {
+		return mount.Umount(dir, true) // nobody is left to finish what is open
+	}
+	return err
+}
+
+// ping asks the server of a mount for its statfs, which the kernel never
+// answers from memory as it does a stat: nil when it answers, ENOTCONN when it
+// is dead, and an error of its own when it hangs.
+func ping(dir string) error {
+	answer := make(chan error, 1)
+	go func() { answer <- unix.Statfs(dir, new(unix.Statfs_t)) }()
+	select {
+	case err := <-answer:
+		return err
+	case <-time.After(pingTimeout):
+		return fmt.Errorf("the agent that serves %s hangs", dir)
+	}
 }
 
 // mountedDir makes DIR absolute as the kernel knows it, without touching it
@@ -134,7 +164,7 @@ func (a *app) umount(cmd *cobra.Command, args []string) error {
 func mountedDir(dir string) (string, error) {
 	abs, err := absPath(dir)
 	if err != nil {
-		return "", misuse("%w", err)
+		return "", misuse("directory: %w", err)
 	}
 	if _, _, mounted := mount.Mounted(abs); mounted {
 		return abs, nil

@@ -16,8 +16,9 @@ import (
 )
 
 const (
-	// barEvery is how often the bar moves; faster than eyes follow is waste.
-	barEvery = 200 * time.Millisecond
+	// pollEvery is how often the agent is asked and the bar moves; faster than
+	// eyes follow is waste.
+	pollEvery = 200 * time.Millisecond
 	// lineEvery is how often a line is printed where there is no terminal.
 	lineEvery = time.Second
 	// cancelTimeout bounds telling the agent that the user has enough.
@@ -108,7 +109,7 @@ func prefetchRequest(cmd *cobra.Command, arg string) (gateway.PrefetchRequest, e
 // interrupts, the job is cancelled.
 func follow(ctx context.Context, c *gateway.Client, job gateway.Job, show progress) (gateway.Job, error) {
 	defer func() { show.end(job) }()
-	tick := time.NewTicker(show.every())
+	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	for job.State == "running" {
 		select {

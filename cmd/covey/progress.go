@@ -16,7 +16,6 @@ import (
 
 // progress shows how far a job is. Its methods are called from one goroutine.
 type progress interface {
-	every() time.Duration
 	show(gateway.Job)
 	end(gateway.Job)
 }
@@ -26,24 +25,25 @@ func (a *app) newProgress() progress {
 	if f, ok := a.stdout.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		return newBar(f)
 	}
-	return &lines{w: a.stdout}
+	return &lines{w: a.stdout, last: time.Now()}
 }
 
 // silent shows nothing.
 type silent struct{}
 
-func (silent) every() time.Duration { return lineEvery / 4 }
-func (silent) show(gateway.Job)     {}
-func (silent) end(gateway.Job)      {}
+func (silent) show(gateway.Job) {}
+func (silent) end(gateway.Job)  {}
 
 // lines prints a line every second, and one at the end.
-type lines struct{ w io.Writer }
-
-func (l *lines) every() time.Duration { return lineEvery }
+type lines struct {
+	w    io.Writer
+	last time.Time
+}
 
 func (l *lines) show(j gateway.Job) {
-	if j.State == "running" {
-		fmt.Fprintln(l.w, line(j, time.Now()))
+	if now := time.Now(); j.State == "running" && now.Sub(l.last) >= lineEvery {
+		fmt.Fprintln(l.w, line(j, now))
+		l.last = now
 	}
 }
 
@@ -91,7 +91,7 @@ type bar struct {
 }
 
 func newBar(w io.Writer) *bar {
-	b := &bar{all: mpb.New(mpb.WithOutput(w), mpb.WithRefreshRate(barEvery), mpb.WithWidth(64))}
+	b := &bar{all: mpb.New(mpb.WithOutput(w), mpb.WithRefreshRate(pollEvery), mpb.WithWidth(64))}
 	b.job.Store(&gateway.Job{State: "running", Listing: true, Started: time.Now()})
 	b.bar = b.all.AddBar(0, mpb.AppendDecorators(decor.Any(func(decor.Statistics) string {
 		j := b.job.Load()
@@ -103,8 +103,6 @@ func newBar(w io.Writer) *bar {
 	})))
 	return b
 }
-
-func (b *bar) every() time.Duration { return barEvery }
 
 func (b *bar) show(j gateway.Job) {
 	b.job.Store(&j)

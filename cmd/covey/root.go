@@ -59,6 +59,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 // commands are the verbs, in the order in which help shows them.
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
+		a.agentCommand(),
 		a.mountCommand(),
 		a.umountCommand(),
 		a.prefetchCommand(),

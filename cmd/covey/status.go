@@ -66,8 +66,8 @@ func showStatus(w io.Writer, s gateway.Status) {
 	fmt.Fprintf(w, "read\t%s local, %s neighbours, %s origin\n",
 		formatSize(s.Fetched.Local), formatSize(s.Fetched.Neighbour), formatSize(s.Fetched.Origin))
 	fmt.Fprintf(w, "origin\t%s in %s\n", formatSize(s.OriginBytes), counts(s.OriginRequests, "no requests"))
-	if len(s.CorruptBlocks) > 0 {
-		fmt.Fprintf(w, "corrupt\t%s\n", counts(s.CorruptBlocks, "none"))
+	if corrupt := counts(s.CorruptBlocks, ""); corrupt != "" {
+		fmt.Fprintf(w, "corrupt\t%s\n", corrupt)
 	}
 	for _, t := range s.Tiers {
 		note := ""

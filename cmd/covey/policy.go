@@ -1,0 +1,46 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// policy is how data sets are kept fresh and how long a read may wait. Zero
+// values mean the defaults of packages dataset and mount.
+type policy struct {
+	maxAge      time.Duration // negative: ask the origin at each open
+	immutable   bool
+	readTimeout time.Duration
+}
+
+// minReadTimeout is two round trips to a far origin; less would fail reads that
+// were about to succeed.
+const minReadTimeout = 100 * time.Millisecond
+
+func (p *policy) parse(l layer, _ func(string) string) error {
+	if v, ok := l["max-age"]; ok {
+		age, err := time.ParseDuration(v.words[0])
+		if err != nil || age < 0 {
+			return l.fault("max-age", fmt.Errorf("%q is not a time: write it like 30s, 5m or 0s", v.words[0]))
+		}
+		if p.maxAge = age; age == 0 {
+			p.maxAge = -1
+		}
+	}
+	if v, ok := l["immutable"]; ok {
+		b, err := strconv.ParseBool(v.words[0])
+		if err != nil {
+			return l.fault("immutable", fmt.Errorf("%q: say true or false", v.words[0]))
+		}
+		p.immutable = b
+	}
+	if v, ok := l["read-timeout"]; ok {
+		d, err := time.ParseDuration(v.words[0])
+		if err != nil || d < minReadTimeout {
+			return l.fault("read-timeout", fmt.Errorf("%q: write a time of at least %v, like 30s", v.words[0], minReadTimeout))
+		}
+		p.readTimeout = d
+	}
+	return nil
+}
