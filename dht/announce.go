@@ -2,7 +2,6 @@ package dht
 
 import (
 	"context"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -75,8 +74,9 @@ func (d *Directory) Run(ctx context.Context) error {
 	a := &announcer{d: d, owed: map[covey.PeerID]map[covey.ExtentID]*news{}, told: &ring{epoch: ^uint64(0)}}
 	now := time.Now()
 	a.settled, a.lastBatch, a.lastSweep = now, now, now
-	// Peers that started together do not refresh together.
-	a.lastRefresh = now.Add(-rand.N(refreshEvery))
+	// Peers that started together do not refresh together: each begins somewhere
+	// else in the interval, always in the same place.
+	a.lastRefresh = now.Add(-time.Duration(peerHash(d.self) % uint64(refreshEvery)))
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
