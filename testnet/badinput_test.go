@@ -74,10 +74,10 @@ func TestBadInputToAnAgent(t *testing.T) {
 		code int
 		says string
 	}{
-		{"unknown scheme", nil, []string{"--mount", "ftp://host/x=" + empty}, 1, "ftp"},
-		{"malformed URL", nil, []string{"--mount", "s3://=" + empty}, 1, "s3://"},
+		{"unknown scheme", nil, []string{"--mount", "ftp://host/x=" + empty}, 2, "ftp"},
+		{"malformed URL", nil, []string{"--mount", "s3://=" + empty}, 2, "s3://"},
 		{"missing bucket", nil, []string{"--mount", "s3://no-such-bucket?endpoint=" + endpoint + "=" + empty}, 1, "no-such-bucket"},
-		{"wrong credentials", wrongKey, []string{"--mount", good + "=" + empty}, 1, "credential"},
+		{"wrong credentials", wrongKey, []string{"--mount", good + "=" + empty}, 1, "access key"},
 		{"missing path", nil, []string{"--mount", "/no/such/path=" + empty}, 1, "/no/such/path"},
 		{"mount point missing", nil, []string{"--mount", good + "=/no/such/dir"}, 1, "/no/such/dir"},
 		{"mount point not empty", nil, []string{"--mount", good + "=" + full}, 1, full},
