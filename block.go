@@ -42,7 +42,7 @@ func (r Range) End() int64 { return r.Off + r.Len }
 // varint length and its bytes, then size, block size and index as unsigned
 // varints. testdata/locators.json holds vectors for other languages.
 func (l Locator) AppendCanonical(b []byte) []byte {
-	b = l.Object.appendFields(append(b, locatorDomain...))
+	b = l.appendFields(append(b, locatorDomain...))
 	return binary.AppendUvarint(b, uint64(l.Index))
 }
 

@@ -376,6 +376,11 @@ func (n *Network) Close() error {
 		n.mu.Unlock()
 		n.cancel()
 		n.gate.close()
+		// An identify push to a peer that does not answer any more would hold
+		// up Close for 5 s: nothing but its connection's end cancels it.
+		for _, p := range n.host.Network().Peers() {
+			_ = n.host.Network().ClosePeer(p) // it is going away anyway
+		}
 		n.closeErr = n.host.Close()
 		n.wg.Wait()
 		n.metrics.unregister(n.opts.Registry)

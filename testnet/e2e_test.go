@@ -30,7 +30,7 @@ func runTests(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	coveyBinary = filepath.Join(dir, "covey")
 	build := exec.Command("go", slices.Concat([]string{"build"}, raceFlags, []string{"-o", coveyBinary, "github.com/covey-cache/covey/cmd/covey"})...)
 	if out, err := build.CombinedOutput(); err != nil {
