@@ -66,9 +66,11 @@ func (f *Fetcher) patience() time.Duration {
 }
 
 const (
-	// minTry is how long one holder may take for one block: 2 MiB/s for 4 MiB,
-	// below which a source is to be left.
-	minTry = 2 * time.Second
+	// minTry is how long one holder may take for one block: 1 MiB/s for 4 MiB.
+	// The exchange leaves a holder that says nothing after a second; this is for
+	// one that crawls, and on a node whose processors are all busy, every one
+	// does.
+	minTry = 4 * time.Second
 	// maxTry bounds a try where the whole mesh is slow.
 	maxTry = 10 * time.Second
 )

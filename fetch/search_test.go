@@ -80,12 +80,12 @@ func TestSources(t *testing.T) {
 		{ // fault 3
 			name:  "a holder is stopped",
 			peers: peerBytes{"a": stopped, "b": honest}, home: []step{{plan: held("a", "b")}},
-			want: Neighbour, asked: 1, within: 2100 * time.Millisecond,
+			want: Neighbour, asked: 1, within: minTry + 100*time.Millisecond,
 		},
 		{ // fault 3
 			name:  "the only holder is stopped",
 			peers: peerBytes{"a": stopped}, home: []step{{plan: held("a")}, {plan: granted}},
-			want: Origin, asked: 2, failed: []covey.PeerID{"a"}, within: 2100 * time.Millisecond,
+			want: Origin, asked: 2, failed: []covey.PeerID{"a"}, within: minTry + 100*time.Millisecond,
 		},
 		{
 			name:  "follow a parent, confirmed",

@@ -1,5 +1,0 @@
-//go:build !race
-
-package testnet_test
-
-var raceFlags []string
