@@ -169,17 +169,13 @@ func TestObjectReplacedUnderAnOpenFile(t *testing.T) {
 	})
 }
 
-// fault 7: a byte of the cache file flips on disk while no agent runs.
-func TestBitFlipOnDisk(t *testing.T) {
-	m := newMesh(t, map[string]int{"f": 3 * blockSize})
-	p := m.agent(t)
-	m.compare(t, p)
-	if err := p.Stop(); err != nil {
-		t.Fatal(err)
-	}
+// flipBit changes one bit of the only cached file of the size, in its second
+// block.
+func flipBit(t *testing.T, cache string, size int64) {
+	t.Helper()
 	flipped := 0
-	err := filepath.Walk(p.CacheDir(), func(path string, info os.FileInfo, err error) error {
-		if err != nil || info.Size() < 3*blockSize {
+	err := filepath.Walk(cache, func(path string, info os.FileInfo, err error) error {
+		if err != nil || info.Size() != size {
 			return err
 		}
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -188,21 +184,46 @@ func TestBitFlipOnDisk(t *testing.T) {
 		}
 		defer f.Close()
 		var b [1]byte
-		if _, err := f.ReadAt(b[:], blockSize+1234); err != nil {
+		const at = blockSize + 1234
+		if _, err := f.ReadAt(b[:], at); err != nil {
 			return err
 		}
 		b[0] ^= 0x40
 		flipped++
-		_, err = f.WriteAt(b[:], blockSize+1234)
+		_, err = f.WriteAt(b[:], at)
 		return err
 	})
 	if err != nil || flipped != 1 {
 		t.Fatalf("flipped a bit in %d files: %v", flipped, err)
 	}
+}
+
+// fault 7: a bit of the cache file flips on disk while no agent runs.
+func TestBitFlipOnDisk(t *testing.T) {
+	m := newMesh(t, map[string]int{"f": 3 * blockSize})
+	p := m.agent(t)
+	m.compare(t, p)
+	if err := p.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	flipBit(t, p.CacheDir(), 3*blockSize)
 	again := m.agentWith(t, testnet.AgentSpec{Dir: p.Dir()})
 	m.compare(t, again)
 	if got := scrape(t, again)[`covey_corrupt_blocks_total{source="disk"}`]; got != 1 {
 		t.Errorf("covey_corrupt_blocks_total{disk} = %v, want 1", got)
+	}
+}
+
+// fault 33: a neighbour sends a wrong byte. Its disk lost a bit after it had
+// checked the block, so that it believes what it sends.
+func TestNeighbourSendsAWrongByte(t *testing.T) {
+	m := newMesh(t, map[string]int{"f": 3 * blockSize})
+	holder, reader := m.agent(t), m.agent(t)
+	m.compare(t, holder)
+	flipBit(t, holder.CacheDir(), 3*blockSize)
+	m.compare(t, reader)
+	if got := scrape(t, reader)[`covey_corrupt_blocks_total{source="neighbour"}`]; got != 1 {
+		t.Errorf("covey_corrupt_blocks_total{neighbour} = %v, want 1", got)
 	}
 }
 
