@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -20,47 +22,87 @@ const maxMounts = 256
 
 // mountTable holds the agent's mounts by directory.
 type mountTable struct {
-	// mu is a leaf lock over byDir. An entry whose mount is nil is being
-	// mounted: it keeps its directory from being taken twice.
-	mu    sync.Mutex
-	byDir map[string]*mountEntry
+	// mu is a leaf lock over the fields below and over the fields of entries that
+	// [mountTable.serving] sets.
+	//
+	// INVARIANT: once closed is set, byDir does not grow.
+	mu     sync.Mutex
+	byDir  map[string]*mountEntry
+	closed bool
 }
 
+// mountEntry is a directory that this agent mounts on. Until mount is set it is
+// being mounted, and only keeps its directory from being taken twice.
 type mountEntry struct {
+	dir     string
 	dataset *dataset.Dataset
-	release func()
 	mount   *mount.Mount
+	// running ends by stop: when the mount is to end, or is not to begin.
+	running context.Context
 	stop    context.CancelFunc
-	// ended is closed when the mount is gone and its data set given back.
+	// unmounting has a value while somebody unmounts: a second one would find
+	// nothing to unmount and call that an error.
+	unmounting chan struct{}
+	// ended is closed when the mount is gone, or was never made, and its data set
+	// was given back.
 	ended chan struct{}
 }
 
 func newMountTable() *mountTable { return &mountTable{byDir: map[string]*mountEntry{}} }
 
-// reserve takes a directory for a mount that is about to be made.
-func (t *mountTable) reserve(dir string) error {
+// reserve takes a directory for a mount that is about to be made. The entry is
+// given back with drop.
+func (t *mountTable) reserve(dir string) (*mountEntry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		return nil, errLeaving(dir)
+	}
 	if _, taken := t.byDir[dir]; taken {
-		return fmt.Errorf("mount on %s: this agent already has a mount there; unmount it first with `covey umount %s`: %w", dir, dir, covey.ErrInvalid)
+		return nil, fmt.Errorf("mount on %s: this agent already has a mount there; unmount it first with `covey umount %s`: %w", dir, dir, covey.ErrInvalid)
 	}
 	if len(t.byDir) >= maxMounts {
-		return fmt.Errorf("mount on %s: this agent has %d mounts, its limit: %w", dir, maxMounts, covey.ErrInvalid)
+		return nil, fmt.Errorf("mount on %s: this agent has %d mounts, its limit: %w", dir, maxMounts, covey.ErrInvalid)
 	}
-	t.byDir[dir] = &mountEntry{}
-	return nil
-}
-
-func (t *mountTable) put(dir string, e *mountEntry) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	e := &mountEntry{dir: dir, unmounting: make(chan struct{}, 1), ended: make(chan struct{})}
+	e.running, e.stop = context.WithCancel(context.Background())
 	t.byDir[dir] = e
+	return e, nil
 }
 
-func (t *mountTable) remove(dir string) {
+func errLeaving(dir string) error {
+	return fmt.Errorf("mount on %s: the agent is leaving: %w", dir, covey.ErrUnavailable)
+}
+
+// serving sets what the entry mounts.
+func (t *mountTable) serving(e *mountEntry, ds *dataset.Dataset, m *mount.Mount) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.byDir, dir)
+	e.dataset, e.mount = ds, m
+}
+
+// drop frees the entry's directory and ends the entry.
+func (t *mountTable) drop(e *mountEntry) {
+	e.stop()
+	t.mu.Lock()
+	delete(t.byDir, e.dir)
+	t.mu.Unlock()
+	close(e.ended)
+}
+
+// close refuses further mounts and returns all entries, those that are being
+// mounted included.
+func (t *mountTable) close() []*mountEntry {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+	return slices.Collect(maps.Values(t.byDir))
+}
+
+func (t *mountTable) leaving() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.closed
 }
 
 func (t *mountTable) get(dir string) (*mountEntry, bool) {
@@ -70,7 +112,7 @@ func (t *mountTable) get(dir string) (*mountEntry, bool) {
 	return e, ok && e.mount != nil
 }
 
-// all returns the mounts that serve, in no particular order.
+// all returns the entries that are mounted, in no particular order.
 func (t *mountTable) all() []*mountEntry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -108,52 +150,66 @@ func (a *Agent) Mount(ctx context.Context, r gateway.MountRequest) (gateway.Moun
 		r.Dir = abs
 	}
 	r.Dir = filepath.Clean(r.Dir)
-	if err := a.mounts.reserve(r.Dir); err != nil {
+	e, err := a.mounts.reserve(r.Dir)
+	if err != nil {
 		return gateway.Mount{}, err
 	}
-	e, err := a.mount(ctx, r)
-	if err != nil {
-		a.mounts.remove(r.Dir)
+	if err := a.mount(ctx, e, r.Source); err != nil {
+		if a.mounts.leaving() {
+			err = errLeaving(r.Dir)
+		}
 		return gateway.Mount{}, err
 	}
 	a.log.Info("mounted", "source", e.dataset.Name(), "dir", r.Dir)
 	return mountStatus(e), nil
 }
 
-func (a *Agent) mount(ctx context.Context, r gateway.MountRequest) (*mountEntry, error) {
-	ds, release, err := a.OpenDataset(ctx, r.Source)
+// mount makes what the entry was reserved for. Whatever comes of it, the entry is
+// dropped in the end: here when there is nothing to mount, else when the mount
+// has ended.
+func (a *Agent) mount(ctx context.Context, e *mountEntry, source string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(e.running, cancel)()
+	m, release, err := a.attach(ctx, e, source)
 	if err != nil {
-		return nil, err
+		a.mounts.drop(e)
+		return err
 	}
-	opts := a.opts.Mount
-	opts.Metrics, opts.Log = a.mountMetrics, a.log
-	m, err := mount.New(ds, a.blocks, r.Dir, opts)
-	if err != nil {
-		release()
-		return nil, err
-	}
-	running, stop := context.WithCancel(context.Background())
-	e := &mountEntry{dataset: ds, release: release, mount: m, stop: stop, ended: make(chan struct{})}
-	a.mounts.put(r.Dir, e)
 	go func() {
-		defer close(e.ended)
-		defer stop()
-		if err := m.Run(running); err != nil {
-			a.log.Error("mount ended", "dir", r.Dir, "error", err)
+		if err := m.Run(e.running); err != nil {
+			a.log.Error("mount ended", "dir", e.dir, "error", err)
 		}
-		a.mounts.remove(r.Dir)
 		release()
+		a.mounts.drop(e)
 	}()
 	select {
 	case <-m.Ready():
-		return e, nil
+		return nil
 	case <-e.ended:
-		return nil, fmt.Errorf("mount %s on %s: it ended before it answered; see the agent's log: %w", r.Source, r.Dir, covey.ErrUnavailable)
+		return fmt.Errorf("mount %s on %s: it ended before it answered; see the agent's log: %w", source, e.dir, covey.ErrUnavailable)
 	case <-ctx.Done():
-		stop()
+		e.stop()
 		<-e.ended
-		return nil, fmt.Errorf("mount %s on %s: %w", r.Source, r.Dir, ctx.Err())
+		return fmt.Errorf("mount %s on %s: %w", source, e.dir, ctx.Err())
 	}
+}
+
+// attach opens the source and mounts it; who calls it runs the mount and then
+// calls release.
+func (a *Agent) attach(ctx context.Context, e *mountEntry, source string) (m *mount.Mount, release func(), err error) {
+	ds, release, err := a.OpenDataset(ctx, source)
+	if err != nil {
+		return nil, nil, err
+	}
+	opts := a.opts.Mount
+	opts.Metrics, opts.Log = a.mountMetrics, a.log
+	if m, err = mount.New(ds, a.blocks, e.dir, opts); err != nil {
+		release()
+		return nil, nil, err
+	}
+	a.mounts.serving(e, ds, m)
+	return m, release, nil
 }
 
 // Unmount unmounts a directory; with files open in it that is an error and the
@@ -163,21 +219,34 @@ func (a *Agent) Unmount(ctx context.Context, dir string) error {
 	if !ok {
 		return fmt.Errorf("unmount %s: this agent has no mount there; `covey mounts` lists them: %w", dir, covey.ErrNotFound)
 	}
+	select {
+	case e.unmounting <- struct{}{}:
+		defer func() { <-e.unmounting }()
+	case <-e.ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("unmount %s: %w", dir, ctx.Err())
+	}
+	select {
+	case <-e.ended: // by who unmounted before
+		return nil
+	default:
+	}
 	if err := e.mount.Unmount(); err != nil {
-		return fmt.Errorf("unmount %s: %w", dir, err)
+		return err // it names the directory
 	}
 	select {
 	case <-e.ended:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return fmt.Errorf("unmount %s: %w", dir, ctx.Err())
 	}
 }
 
-// unmountAll ends every mount, lazily where files are open, within
-// unmountTimeout.
+// unmountAll ends every mount, lazily where files are open, and every one that is
+// being made, within unmountTimeout. From then on none is made.
 func (a *Agent) unmountAll() {
-	all := a.mounts.all()
+	all := a.mounts.close()
 	for _, e := range all {
 		e.stop()
 	}
@@ -187,7 +256,7 @@ func (a *Agent) unmountAll() {
 		select {
 		case <-e.ended:
 		case <-late.Done():
-			a.log.Error("a mount did not end in time", "dir", e.mount.Status().Dir)
+			a.log.Error("a mount did not end in time", "dir", e.dir)
 		}
 	}
 }
