@@ -84,8 +84,9 @@ type awaited struct {
 	n     int
 }
 
-// maxAwaited bounds the requests that are held for a flight to begin. Each lasts
-// 200 ms at most; a neighbour that makes more of them is told NOT_FOUND.
+// maxAwaited bounds the blocks whose flights are expected to begin. Each waits
+// for 200 ms at most; whoever asks for more of them is told NOT_FOUND. How many
+// requests wait for one block is for the exchange to bound.
 const maxAwaited = 1024
 
 func newTable(root context.Context, deadline time.Duration) *table {
