@@ -160,7 +160,7 @@ func (s *Store) fill(b *pebble.Batch, g *group, number uint64) error {
 			return err
 		}
 	}
-	return b.Set([]byte{keyMark}, mark{group: number}.append(nil), nil)
+	return b.Set([]byte{keyMark}, mark{group: number}.encode(), nil)
 }
 
 func (s *Store) fillBlock(b *pebble.Batch, k blockKey, c change) error {

@@ -28,6 +28,8 @@ const (
 	// nameDamaged is left by a process that found damage in the index while
 	// it ran; the next one starts cold.
 	nameDamaged = "index.damaged"
+	// nameProbe is there for a moment of each start.
+	nameProbe = "probe"
 	// nameTrash is data whose index is gone, on its way out.
 	nameTrash = "trash"
 )
@@ -155,7 +157,7 @@ func (l layout) claim() error {
 	}
 	for _, n := range names {
 		switch n {
-		case nameLock, nameFormat + ".new", nameData, nameIndex, nameBad, nameDamaged, nameTrash, "lost+found":
+		case nameLock, nameFormat + ".new", nameData, nameIndex, nameBad, nameDamaged, nameProbe, nameTrash, "lost+found":
 		default:
 			return fmt.Errorf("it holds %q, which is not a cache; give an empty directory: %w", n, covey.ErrInvalid)
 		}
@@ -183,6 +185,12 @@ func (l layout) claim() error {
 // makeDirs makes the directories of data and index.
 func (l layout) makeDirs() error {
 	for _, n := range [...]string{nameData, nameIndex} {
+		if l.os {
+			// A link planted here would lead writes out of the cache.
+			if info, err := os.Lstat(l.path(n)); err == nil && !info.IsDir() {
+				return fmt.Errorf("%s is not a directory: %w", l.path(n), covey.ErrCorrupt)
+			}
+		}
 		if err := l.fs.MkdirAll(l.path(n), 0o700); err != nil {
 			return err
 		}
@@ -220,6 +228,36 @@ func (l layout) discard() error {
 		return err
 	}
 	return l.fs.Rename(l.path(nameData), l.path(nameTrash))
+}
+
+// indexSlack is what opening the index writes besides the logs it replays: a
+// manifest, options, a new log, in small change.
+const indexSlack = 1 << 20
+
+// probe finds out whether the index can be opened for writing. Pebble does not
+// say so: when it cannot write what it replays from its log, it tries for ever.
+func (l layout) probe() error {
+	var need int64 = indexSlack
+	names, err := l.fs.List(l.path(nameIndex))
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if strings.HasSuffix(n, ".log") {
+			if info, err := l.fs.Stat(l.fs.PathJoin(l.path(nameIndex), n)); err == nil {
+				need += info.Size()
+			}
+		}
+	}
+	if du, err := l.fs.GetDiskUsage(l.dir); err == nil && int64(du.AvailBytes) < need {
+		return fmt.Errorf("%d bytes are free and the index needs %d: %w", du.AvailBytes, need, covey.ErrFull)
+	}
+	f, err := l.fs.Create(l.path(nameProbe), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(make([]byte, unit))
+	return errors.Join(err, f.Sync(), f.Close(), l.fs.Remove(l.path(nameProbe)))
 }
 
 // noteDamage makes the next start a cold one.

@@ -130,7 +130,7 @@ func (g *group) seal(t *table, number uint64) {
 				}
 			}
 		}
-		oc.presence = p.append(nil)
+		oc.presence = p.encode()
 		slices.Sort(oc.indexes)
 	}
 }

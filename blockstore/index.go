@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -52,8 +53,45 @@ func openIndex(dir string, fsys vfs.FS, onOS bool, log *slog.Logger) (*index, er
 	x := &index{dir: dir, log: log, wake: make(chan struct{}, 1)}
 	x.fs = &indexFS{FS: fsys, os: onOS, onFail: x.breakWith}
 	var err error
-	x.db, err = x.open(false)
+	x.db, err = x.openWithin(openGrace)
 	return x, err
+}
+
+// openGrace is how long Pebble may go on after the first write that failed while
+// it was being opened. It may get over it; if not, it tries for ever.
+const openGrace = 5 * time.Second
+
+// openWithin is open for writing that does not hang on a disk that fails in the
+// middle of it. The goroutine it then leaves behind ends when Pebble gives up.
+func (x *index) openWithin(grace time.Duration) (*pebble.DB, error) {
+	type result struct {
+		db  *pebble.DB
+		err error
+	}
+	c := make(chan result, 1)
+	go func() {
+		db, err := x.open(false)
+		c <- result{db, err}
+	}()
+	select {
+	case r := <-c:
+		return r.db, r.err
+	case <-x.wake:
+	}
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case r := <-c:
+		signal(x.wake) // the store is still to hear of it
+		return r.db, r.err
+	case <-timer.C:
+		go func() {
+			if r := <-c; r.db != nil {
+				_ = r.db.Close() // nobody used it
+			}
+		}()
+		return nil, fmt.Errorf("open index %s: %w", x.dir, x.err())
+	}
 }
 
 func (x *index) open(readOnly bool) (db *pebble.DB, err error) {
@@ -76,7 +114,7 @@ func (x *index) open(readOnly bool) (db *pebble.DB, err error) {
 		Logger:             indexLog{x},
 		EventListener: &pebble.EventListener{
 			// Pebble tries a failed flush or compaction again at once, for ever.
-			BackgroundError: x.breakWith,
+			BackgroundError: x.backgroundError,
 			DataCorruption:  func(i pebble.DataCorruptionInfo) { x.noteCorrupt(i.Details) },
 		},
 	})
@@ -88,6 +126,15 @@ func (x *index) open(readOnly bool) (db *pebble.DB, err error) {
 	}
 	return nil, fmt.Errorf("open index %s: %w: %w", x.dir, covey.ErrCorrupt, err)
 }
+
+// backgroundError slows Pebble's retries until halt ends them.
+func (x *index) backgroundError(err error) {
+	x.breakWith(err)
+	time.Sleep(retryPause)
+}
+
+// retryPause keeps a failed flush from taking a core; halt waits for one.
+const retryPause = 20 * time.Millisecond
 
 func (x *index) breakWith(err error) {
 	if errors.Is(err, pebble.ErrCorruption) {
@@ -108,10 +155,14 @@ func (x *index) noteCorrupt(err error) {
 
 // err returns the error that ended writing, or nil.
 func (x *index) err() error {
-	if e := x.broken.Load(); e != nil {
-		return *e
+	e := x.broken.Load()
+	switch {
+	case e == nil:
+		return nil
+	case x.corrupt.Load():
+		return fmt.Errorf("%w: %w", covey.ErrCorrupt, *e)
 	}
-	return nil
+	return *e
 }
 
 // halt replaces a database that can no longer be written to by one that only
@@ -122,7 +173,7 @@ func (x *index) halt() {
 	if x.db == nil {
 		return
 	}
-	x.closeLocked()
+	_ = x.closeLocked() // it failed already
 	db, err := x.open(true)
 	if err != nil {
 		x.log.Error("cache index cannot be read any more", "dir", x.dir, "err", err)
@@ -194,7 +245,7 @@ func (x *index) mark() (m mark, err error) {
 }
 
 func (x *index) setMark(m mark) error {
-	return x.write(func(b *pebble.Batch) error { return b.Set([]byte{keyMark}, m.append(nil), nil) })
+	return x.write(func(b *pebble.Batch) error { return b.Set([]byte{keyMark}, m.encode(), nil) })
 }
 
 // write commits what fill puts into a batch, durably.

@@ -3,14 +3,16 @@ package blockstore
 import (
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// indexFS is the file system under the index. It does two things to the one it
-// wraps: files get mode 0600, and the first write that fails is told to the
+// indexFS is the file system under the index. It does three things to the one it
+// wraps: files get mode 0600; the names in the directory reach the disk in the
+// order that Pebble relies on; and the first write that fails is told to the
 // store, which then stops writing to the index and reopens it for reading. Pebble
 // itself would end the process, or try again for ever.
 type indexFS struct {
@@ -48,9 +50,34 @@ func (f *indexFS) wrap(name string, file vfs.File, err error) (vfs.File, error) 
 	return &indexFile{File: file, fs: f}, nil
 }
 
+// markerPrefix begins the names of the empty files by which Pebble says which
+// manifest holds.
+const markerPrefix = "marker."
+
+// Create makes a file. A marker names a manifest that is as new as itself, and
+// its predecessor is removed at once; Pebble syncs the directory only after both
+// (cockroachdb/pebble#5825). Where a power loss may keep one new name and lose an
+// older one, that leaves a marker whose manifest is missing, or no marker at all,
+// and an index that cannot be opened. So the directory is synced before and after.
+// It happens a few times in a store's life.
 func (f *indexFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if !strings.HasPrefix(f.PathBase(name), markerPrefix) {
+		file, err := f.FS.Create(name, c)
+		return f.wrap(name, file, err)
+	}
+	dir := f.PathDir(name)
+	if err := f.note(syncDir(f.FS, dir)); err != nil {
+		return nil, err
+	}
 	file, err := f.FS.Create(name, c)
-	return f.wrap(name, file, err)
+	if file, err = f.wrap(name, file, err); err != nil {
+		return nil, err
+	}
+	if err := f.note(syncDir(f.FS, dir)); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
 }
 
 func (f *indexFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {

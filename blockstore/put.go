@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"syscall"
 
 	"github.com/covey-cache/covey"
 )
@@ -118,7 +117,7 @@ func (s *Store) admit(use int64) error {
 // writeFailed takes back what put had reserved, and stops admission when the
 // disk is at fault.
 func (s *Store) writeFailed(l covey.Locator, k blockKey, use int64, err error) {
-	if !isTransient(err) && !errors.Is(err, syscall.ELOOP) {
+	if !isTransient(err) && !isPlanted(err) {
 		s.failWith(err)
 	}
 	// Part of the block may be there. Nobody will read it, but it takes room.
@@ -214,7 +213,7 @@ func (s *Store) PutEmpty(o covey.Object) error {
 	}
 	if err == nil {
 		err = s.data.create(id)
-		if err != nil && !isTransient(err) && !errors.Is(err, syscall.ELOOP) {
+		if err != nil && !isTransient(err) && !isPlanted(err) {
 			s.failWith(err)
 		}
 	}

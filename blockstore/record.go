@@ -115,8 +115,8 @@ func (p *presence) object() covey.Object {
 	return covey.Object{Size: p.size, BlockSize: p.blockSize}
 }
 
-func (p *presence) append(b []byte) []byte {
-	b = append(b, recordVersion, 0)
+func (p *presence) encode() []byte {
+	b := []byte{recordVersion, 0}
 	if p.whole {
 		b[len(b)-1] = 1
 	}
@@ -197,8 +197,8 @@ type mark struct {
 	clean bool   // the store was closed after it
 }
 
-func (m mark) append(b []byte) []byte {
-	b = append(b, recordVersion, 0)
+func (m mark) encode() []byte {
+	b := []byte{recordVersion, 0}
 	if m.clean {
 		b[len(b)-1] = 1
 	}

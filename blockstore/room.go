@@ -110,3 +110,9 @@ func isTransient(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
 		errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.EAGAIN)
 }
+
+// isPlanted reports whether something that is neither file nor directory stands in
+// the way of one. It is not followed, and no reason to stop using the disk.
+func isPlanted(err error) bool {
+	return errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENOTDIR)
+}

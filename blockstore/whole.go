@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"syscall"
 
 	"github.com/covey-cache/covey"
 )
@@ -109,7 +108,7 @@ func (s *Store) lost(o covey.Object, err error) error {
 	if isTransient(err) {
 		return fmt.Errorf("%w: %w", err, covey.ErrUnavailable)
 	}
-	if o.Blocks() == 0 || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ELOOP) {
+	if o.Blocks() == 0 || errors.Is(err, fs.ErrNotExist) || isPlanted(err) {
 		s.log.Warn("cached object dropped: its file is damaged", "tier", s.opts.Dir, "key", o.Key, "err", err)
 		_ = s.dropObject(o) // it is gone from the table either way
 		return covey.ErrNotFound

@@ -1,0 +1,193 @@
+package blockstore
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/covey-cache/covey"
+)
+
+// benchBlocks is how large the store is for the benchmarks of presence and
+// reopening; 2000000 is what a node of 8 TiB has.
+var benchBlocks = flag.Int("bench-blocks", 100_000, "blocks in the store of BenchmarkReopen")
+
+func benchObject(i int, size int64) covey.Object {
+	o := object("train/"+strconv.Itoa(i), size)
+	o.BlockSize = covey.DefaultBlockSize
+	return o
+}
+
+// admit measures Put of objects of one block, with all group commits, and beside it
+// a plain create+pwrite of the same bytes and BLAKE3 over them.
+func admit(b *testing.B, size int64) {
+	data := make([]byte, size)
+	digest := covey.Sum(data)
+	b.Run("store", func(b *testing.B) {
+		s := mustOpen(b, Options{Dir: b.TempDir(), Budget: 1 << 40})
+		b.SetBytes(size)
+		i := 0
+		for b.Loop() {
+			l := benchObject(i, size).Block(0)
+			// Sixteen or so to an extent; which one does not matter here.
+			p := covey.Place{Slot: uint8(i % 16)}
+			p.Extent[0], p.Extent[1], p.Extent[2] = byte(i>>4), byte(i>>12), byte(i>>20)
+			if err := s.Put(l, p, digest, data); err != nil {
+				b.Fatal(err)
+			}
+			i++
+		}
+		if err := s.Sync(); err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "objects/s")
+	})
+	b.Run("native", func(b *testing.B) {
+		dir := b.TempDir()
+		b.SetBytes(size)
+		i := 0
+		for b.Loop() {
+			f, err := os.Create(filepath.Join(dir, strconv.Itoa(i)))
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := f.WriteAt(data, 0); err != nil {
+				b.Fatal(err)
+			}
+			if err := f.Close(); err != nil {
+				b.Fatal(err)
+			}
+			i++
+		}
+	})
+	b.Run("blake3", func(b *testing.B) {
+		b.SetBytes(size)
+		for b.Loop() {
+			covey.Sum(data)
+		}
+	})
+}
+
+func BenchmarkAdmit4MiB(b *testing.B)   { admit(b, 4<<20) }
+func BenchmarkAdmit100KiB(b *testing.B) { admit(b, 100<<10) }
+
+func BenchmarkOpenWhole(b *testing.B) {
+	dir := b.TempDir()
+	s := mustOpen(b, Options{Dir: dir, Budget: 1 << 40})
+	o := object("o", 2*testBlock)
+	putAll(b, s, o)
+	b.Run("store", func(b *testing.B) {
+		for b.Loop() {
+			f, err := s.OpenWhole(o)
+			if err != nil {
+				b.Fatal(err)
+			}
+			f.Close()
+		}
+	})
+	b.Run("native", func(b *testing.B) {
+		for b.Loop() {
+			f, err := os.Open(dataPath(dir, o))
+			if err != nil {
+				b.Fatal(err)
+			}
+			f.Close()
+		}
+	})
+}
+
+func BenchmarkPresent64(b *testing.B) {
+	s := mustOpen(b, Options{Dir: "/c", FS: MemFS()})
+	large := object("large", 64*testBlock)
+	large.BlockSize = covey.MinBlockSize
+	var ls []covey.Locator
+	for i := range 64 {
+		ls = append(ls, object("small"+strconv.Itoa(i), 1).Block(0))
+	}
+	for name, e := range map[string]*covey.Extent{"large": extentOf(large, 0), "small": covey.NewExtent(ls)} {
+		for i, l := range e.Blocks {
+			c := content(l)
+			if err := s.Put(l, covey.Place{Extent: e.ID, Slot: uint8(i)}, covey.Sum(c), c); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if s.Present(e) != covey.FirstBits(64) {
+					b.Fatal("a block is missing")
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkReopen opens a store of objects of 64 blocks, and one of objects of a
+// single block, whose index was written directly.
+func BenchmarkReopen(b *testing.B) {
+	for _, per := range []int{64, 1} {
+		b.Run(fmt.Sprintf("%d-block-objects", per), func(b *testing.B) {
+			dir := b.TempDir()
+			fillIndex(b, dir, *benchBlocks/per, per)
+			var before, after runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			var heap uint64
+			for b.Loop() {
+				s := mustOpen(b, Options{Dir: dir, Budget: 1 << 50})
+				if n := s.Usage().Blocks; n != *benchBlocks/per*per {
+					b.Fatalf("%d blocks", n)
+				}
+				b.StopTimer()
+				if heap == 0 {
+					runtime.GC()
+					runtime.ReadMemStats(&after)
+					heap = after.HeapInuse - min(before.HeapInuse, after.HeapInuse)
+				}
+				mustClose(b, s)
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(heap)/float64(*benchBlocks), "heap-B/block")
+		})
+	}
+}
+
+func fillIndex(b *testing.B, dir string, objects, per int) {
+	s := mustOpen(b, Options{Dir: dir, Budget: 1 << 50})
+	const batch = 1000
+	for i := 0; i < objects; i += batch {
+		err := s.index.write(func(w *pebble.Batch) error {
+			for j := i; j < min(i+batch, objects); j++ {
+				if err := fillBench(s, w, j, per); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := s.index.db.Flush(); err != nil {
+		b.Fatal(err)
+	}
+	mustClose(b, s)
+}
+
+func fillBench(s *Store, w *pebble.Batch, n, per int) error {
+	o := benchObject(n, int64(per)*covey.DefaultBlockSize)
+	id := o.ID()
+	p := presence{group: 1, size: o.Size, blockSize: o.BlockSize, whole: true}
+	err := fillObject(w, id, &objectChange{object: o, presence: p.encode()})
+	for i := range per {
+		r := record{digest: covey.Digest(id), place: covey.Place{Extent: covey.ExtentID(id), Slot: uint8(i)}}
+		err = errors.Join(err, s.fillBlock(w, blockKey{id, uint32(i)}, change{record: r}))
+	}
+	return err
+}
