@@ -58,8 +58,8 @@ const markerPrefix = "marker."
 // its predecessor is removed at once; Pebble syncs the directory only after both
 // (cockroachdb/pebble#5825). Where a power loss may keep one new name and lose an
 // older one, that leaves a marker whose manifest is missing, or no marker at all,
-// and an index that cannot be opened. So the directory is synced before and after.
-// It happens a few times in a store's life.
+// and an index that cannot be opened. So the directory is synced before and after,
+// some 25 times for a new store and twice for each later start.
 func (f *indexFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	if !strings.HasPrefix(f.PathBase(name), markerPrefix) {
 		file, err := f.FS.Create(name, c)
