@@ -118,6 +118,7 @@ type Agent struct {
 	started  time.Time
 
 	store     *blockstore.Store
+	uncached  bool // the store is in memory because the directory cannot be used
 	network   *Network
 	directory *dht.Directory
 	providers *dht.Providers
@@ -176,13 +177,7 @@ func NewAgent(opts AgentOptions) (*Agent, error) {
 
 // open builds the parts from the disk upwards.
 func (a *Agent) open() (err error) {
-	tier := a.opts.Cache[0]
-	a.store, err = blockstore.Open(blockstore.Options{
-		Dir: tier.Dir, Budget: tier.Size, FS: a.opts.StoreFS,
-		OnCorrupt: func(covey.Locator) { a.corrupt.add("disk") },
-		Log:       a.log, Registry: a.registry,
-	})
-	if err != nil {
+	if err := a.openStore(); err != nil {
 		return err
 	}
 	a.network, err = NewNetwork(NetworkOptions{

@@ -29,7 +29,7 @@ func (a *Agent) Status() gateway.Status {
 		OriginOverrides: totals.Overrides, CorruptBlocks: a.corrupt.snapshot(),
 		Tiers: []gateway.Tier{{
 			Dir: usage.Dir, Budget: usage.Budget, Used: usage.Used,
-			Objects: usage.Objects, Blocks: usage.Blocks, ReadOnly: usage.ReadOnly,
+			Objects: usage.Objects, Blocks: usage.Blocks, ReadOnly: usage.ReadOnly || a.uncached,
 		}},
 		Mounts: a.Mounts(),
 	}

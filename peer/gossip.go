@@ -194,7 +194,6 @@ func discardReply(size uint64) ([]byte, error) {
 // gossip sends one message of the members protocol and reads the reply.
 func (n *Network) gossip(ctx context.Context, l *link, m *wire.Gossip) (*wire.GossipReply, error) {
 	var buf []byte
-	started := time.Now()
 	err := n.ask(ctx, l, membersProtocol, wire.Marshal(m), func(size uint64) (_ []byte, err error) {
 		buf, err = discardReply(size)
 		return buf, err
@@ -202,7 +201,6 @@ func (n *Network) gossip(ctx context.Context, l *link, m *wire.Gossip) (*wire.Go
 	if err != nil {
 		return nil, err
 	}
-	l.measured(time.Since(started))
 	reply := new(wire.GossipReply)
 	return reply, wire.Unmarshal(buf, reply)
 }

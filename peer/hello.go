@@ -60,6 +60,7 @@ func (n *Network) greeting(c network.Conn) *greeting {
 		defer cancel()
 		if g.err = n.hello(ctx, c); g.err != nil {
 			_ = c.Close() // the error to tell is the hello's
+			n.forgetGreeting(c)
 		}
 		close(g.done)
 	})
@@ -68,6 +69,14 @@ func (n *Network) greeting(c network.Conn) *greeting {
 		close(g.done)
 	}
 	return g
+}
+
+// forgetGreeting drops what is kept of a connection that is closed. Who had it in
+// hand when it ended may greet it after disconnected was told of its end.
+func (n *Network) forgetGreeting(c network.Conn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.greetings, c)
 }
 
 // hello sends this node's record and checks the one that comes back.
@@ -83,8 +92,7 @@ func (n *Network) hello(ctx context.Context, c network.Conn) error {
 	defer s.Close()
 	stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
 	defer stop()
-	started := time.Now()
-	reply, err := n.exchangeHello(s, own)
+	reply, rtt, err := n.exchangeHello(s, own)
 	if err != nil {
 		return n.helloFailed(ctx, err)
 	}
@@ -99,25 +107,30 @@ func (n *Network) hello(ctx context.Context, c network.Conn) error {
 		return errRefused
 	}
 	if l := n.link(c.RemotePeer()); l != nil {
-		l.measured(time.Since(started))
+		l.measured(rtt)
 	}
 	return nil
 }
 
-func (n *Network) exchangeHello(s network.Stream, own *wire.SignedRecord) (*wire.Hello, error) {
+// exchangeHello returns the answer, and how long the negotiation took: one round
+// trip in which the other side has nothing to check.
+func (n *Network) exchangeHello(s network.Stream, own *wire.SignedRecord) (reply *wire.Hello, rtt time.Duration, err error) {
 	if err := s.SetProtocol(joinProtocol); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	if err := s.SetDeadline(time.Now().Add(joinTimeout)); err != nil {
-		return nil, err
+	began := time.Now()
+	if err := s.SetDeadline(began.Add(joinTimeout)); err != nil {
+		return nil, 0, err
 	}
 	if err := multistream.SelectProtoOrFail(joinProtocol, s); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
+	rtt = time.Since(began)
 	if err := wire.WriteHello(s, &wire.Hello{Record: own}); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return wire.ReadHello(s)
+	reply, err = wire.ReadHello(s)
+	return reply, rtt, err
 }
 
 // helloFailed says what a connection that broke during the hello means. A peer

@@ -61,7 +61,6 @@ type openClient struct {
 
 // measured takes in a round trip.
 func (l *link) measured(rtt time.Duration) {
-	l.seen.Store(time.Now().UnixNano())
 	for {
 		old := l.rtt.Load()
 		avg := int64(rtt)
@@ -285,6 +284,7 @@ func (n *Network) do(ctx context.Context, to peer.ID, proto protocol.ID, body []
 // ask is do without regard to a pause.
 func (n *Network) ask(ctx context.Context, l *link, proto protocol.ID, body []byte, dst func(uint64) ([]byte, error)) error {
 	c, err := n.client(ctx, l, proto)
+	began := time.Now() // connecting is not part of a round trip
 	if err == nil {
 		err = c.Do(ctx, body, dst)
 	}
@@ -292,6 +292,9 @@ func (n *Network) ask(ctx context.Context, l *link, proto protocol.ID, body []by
 		return fmt.Errorf("peer %s: %w", l.peer, callerError(ctx, err))
 	}
 	l.seen.Store(time.Now().UnixNano())
+	if proto == membersProtocol { // the others may have to wait for a home or an origin
+		l.measured(time.Since(began))
+	}
 	return nil
 }
 

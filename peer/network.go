@@ -180,9 +180,7 @@ func (n *Network) connected(_ network.Network, c network.Conn) {
 // out of Live at once and not when somebody needs it.
 func (n *Network) disconnected(_ network.Network, c network.Conn) {
 	p := c.RemotePeer()
-	n.mu.Lock()
-	delete(n.greetings, c)
-	n.mu.Unlock()
+	n.forgetGreeting(c)
 	if len(n.host.swarm.ConnsToPeer(p)) > 0 {
 		return
 	}

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -148,6 +149,52 @@ func TestPeerWithoutTheClusterKey(t *testing.T) {
 		if !strings.Contains(string(log), "refused") {
 			t.Errorf("the %s's log says nothing of a refusal:\n%s", name, log)
 		}
+	}
+}
+
+// fault 15: a cache directory on a read-only file system, or on a full one
+// (fault 10): the agent starts without a cache, says so, and serves.
+func TestCacheDirectoryThatCannotBeWritten(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to mount a small tmpfs")
+	}
+	for name, options := range map[string]string{"read-only": "ro", "full": "size=16k"} {
+		t.Run(name, func(t *testing.T) {
+			m := newMesh(t, map[string]int{"a": 3*blockSize + 1, "b": 100})
+			dir := filepath.Join(m.dir, "a1", "cache")
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := syscall.Mount("covey-test", dir, "tmpfs", 0, strings.TrimPrefix(options, "ro")); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+					t.Error(err)
+				}
+			})
+			if options == "ro" {
+				if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p := m.agent(t)
+			m.compare(t, p)
+			s, err := p.Client().Status(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !s.Tiers[0].ReadOnly {
+				t.Errorf("status does not say that the cache is read-only: %+v", s.Tiers[0])
+			}
+			log, err := os.ReadFile(p.LogFile())
+			if err != nil || !strings.Contains(string(log), "cannot be used") {
+				t.Errorf("the log says nothing: %v", err)
+			}
+			if err := p.Stop(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
