@@ -14,7 +14,7 @@ const (
 	// secondHomeAfter and thirdHomeAfter are how long a question may go
 	// unanswered before the next home gets it too. A home answers in under a
 	// millisecond, so 50 ms is not load but trouble; 250 ms leaves the second
-	// its own budget for asking the first.
+	// the time to hand the question to a first that is only late.
 	secondHomeAfter = 50 * time.Millisecond
 	thirdHomeAfter  = 250 * time.Millisecond
 

@@ -12,8 +12,8 @@ import (
 // Serve answers a directory message from a member. from must be authenticated:
 // it is the only peer that the message can announce as a holder. Whatever the
 // bytes are, there is an answer, at worst one that says that they are invalid;
-// it is nil only when an answer could not be encoded. Serve returns within
-// about 300 ms: it may ask other homes.
+// it is nil only when an answer could not be encoded. Serve may ask other homes,
+// and wait up to a second for each that says nothing.
 func (d *Directory) Serve(ctx context.Context, from covey.PeerID, request []byte) (reply []byte) {
 	answer := d.serve(ctx, from, request)
 	answer.Version, answer.Incarnation = wire.Version, d.incarnation

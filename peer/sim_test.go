@@ -173,3 +173,63 @@ func TestSimulatedCrowd(t *testing.T) {
 		}
 	})
 }
+
+// What Peers says of round trips is the network's time, on both sides of a
+// connection, and neither the making of a connection nor anybody's work.
+func TestSimulatedRoundTrips(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const oneWay = 5 * time.Millisecond
+		mem := &memnet.Network{Latency: oneWay}
+		key := NewClusterKey()
+		var nodes []*node
+		for i := range 4 {
+			n, _ := simNode(t, mem, &key, i, "10.0.0.1:7171")
+			nodes = append(nodes, n)
+		}
+		time.Sleep(time.Minute)
+		for i, n := range nodes {
+			for _, p := range n.Peers() {
+				if p.Self {
+					continue
+				}
+				if !p.Connected || p.RTT < 2*oneWay || p.RTT > 3*oneWay {
+					t.Errorf("node %d: round trip to %s is %v, want about %v (connected %v)", i, p.Name, p.RTT, 2*oneWay, p.Connected)
+				}
+			}
+		}
+	})
+}
+
+// A connection that is greeted after it has ended leaves nothing behind.
+func TestGreetingOfAnEndedConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := &memnet.Network{Latency: time.Millisecond}
+		key := NewClusterKey()
+		a, _ := simNode(t, mem, &key, 0)
+		b, _ := simNode(t, mem, &key, 1, "10.0.0.1:7171")
+		time.Sleep(time.Second)
+		conns := b.host.swarm.ConnsToPeer(a.id)
+		if len(conns) == 0 {
+			t.Fatal("not connected")
+		}
+		for _, c := range conns {
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		for _, c := range conns {
+			if err := b.greet(t.Context(), c); err == nil {
+				t.Error("greeted over a connection that has ended")
+			}
+		}
+		synctest.Wait()
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, c := range conns {
+			if b.greetings[c] != nil {
+				t.Error("the greeting of an ended connection is kept")
+			}
+		}
+	})
+}
