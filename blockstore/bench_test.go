@@ -25,54 +25,81 @@ func benchObject(i int, size int64) covey.Object {
 	return o
 }
 
-// admit measures Put of objects of one block, with all group commits, and beside it
-// a plain create+pwrite of the same bytes and BLAKE3 over them.
+// perOp is how long one round of a benchmark's loop took.
+func perOp(b *testing.B) float64 { return float64(b.Elapsed()) / float64(b.N) }
+
+// reportSpeed reports how fast the benchmark was as a share of a reference that ran
+// before it in the same process: 1 is as fast, 0.5 takes twice as long.
+func reportSpeed(b *testing.B, reference float64) {
+	if reference > 0 { // it is 0 when -bench left the reference out
+		b.ReportMetric(reference/perOp(b), "of-native")
+	}
+}
+
+// admit measures Put of objects of one block, with all group commits: beside a plain
+// create+pwrite of the same bytes, and with the digest computed as well, as against
+// the slower of that and BLAKE3 over the bytes.
 func admit(b *testing.B, size int64) {
 	data := make([]byte, size)
 	digest := covey.Sum(data)
-	b.Run("store", func(b *testing.B) {
-		s := mustOpen(b, Options{Dir: b.TempDir(), Budget: 1 << 40})
-		b.SetBytes(size)
-		i := 0
-		for b.Loop() {
-			l := benchObject(i, size).Block(0)
-			// Sixteen or so to an extent; which one does not matter here.
-			p := covey.Place{Slot: uint8(i % 16)}
-			p.Extent[0], p.Extent[1], p.Extent[2] = byte(i>>4), byte(i>>12), byte(i>>20)
-			if err := s.Put(l, p, digest, data); err != nil {
-				b.Fatal(err)
-			}
-			i++
-		}
-		if err := s.Sync(); err != nil {
-			b.Fatal(err)
-		}
-		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "objects/s")
-	})
+	var native, hash float64
 	b.Run("native", func(b *testing.B) {
 		dir := b.TempDir()
 		b.SetBytes(size)
 		i := 0
 		for b.Loop() {
-			f, err := os.Create(filepath.Join(dir, strconv.Itoa(i)))
-			if err != nil {
-				b.Fatal(err)
-			}
-			if _, err := f.WriteAt(data, 0); err != nil {
-				b.Fatal(err)
-			}
-			if err := f.Close(); err != nil {
+			if err := writeFile(filepath.Join(dir, strconv.Itoa(i)), data); err != nil {
 				b.Fatal(err)
 			}
 			i++
 		}
+		native = perOp(b)
 	})
 	b.Run("blake3", func(b *testing.B) {
 		b.SetBytes(size)
 		for b.Loop() {
 			covey.Sum(data)
 		}
+		hash = perOp(b)
 	})
+	b.Run("store", func(b *testing.B) {
+		admitLoop(b, data, func() covey.Digest { return digest })
+		reportSpeed(b, native)
+	})
+	b.Run("store+digest", func(b *testing.B) {
+		admitLoop(b, data, func() covey.Digest { return covey.Sum(data) })
+		reportSpeed(b, max(native, hash))
+	})
+}
+
+func writeFile(path string, data []byte) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(data, 0)
+	return errors.Join(err, f.Close())
+}
+
+func admitLoop(b *testing.B, data []byte, digest func() covey.Digest) {
+	size := int64(len(data))
+	s := mustOpen(b, Options{Dir: b.TempDir(), Budget: 1 << 40})
+	b.SetBytes(size)
+	i := 0
+	for b.Loop() {
+		l := benchObject(i, size).Block(0)
+		// Sixteen or so to an extent; which one does not matter here.
+		p := covey.Place{Slot: uint8(i % 16)}
+		p.Extent[0], p.Extent[1], p.Extent[2] = byte(i>>4), byte(i>>12), byte(i>>20)
+		if err := s.Put(l, p, digest(), data); err != nil {
+			b.Fatal(err)
+		}
+		i++
+	}
+	if err := s.Sync(); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "objects/s")
 }
 
 func BenchmarkAdmit4MiB(b *testing.B)   { admit(b, 4<<20) }
@@ -83,15 +110,7 @@ func BenchmarkOpenWhole(b *testing.B) {
 	s := mustOpen(b, Options{Dir: dir, Budget: 1 << 40})
 	o := object("o", 2*testBlock)
 	putAll(b, s, o)
-	b.Run("store", func(b *testing.B) {
-		for b.Loop() {
-			f, err := s.OpenWhole(o)
-			if err != nil {
-				b.Fatal(err)
-			}
-			f.Close()
-		}
-	})
+	var native float64
 	b.Run("native", func(b *testing.B) {
 		for b.Loop() {
 			f, err := os.Open(dataPath(dir, o))
@@ -100,9 +119,22 @@ func BenchmarkOpenWhole(b *testing.B) {
 			}
 			f.Close()
 		}
+		native = perOp(b)
+	})
+	b.Run("store", func(b *testing.B) {
+		for b.Loop() {
+			f, err := s.OpenWhole(o)
+			if err != nil {
+				b.Fatal(err)
+			}
+			f.Close()
+		}
+		reportSpeed(b, native)
 	})
 }
 
+// BenchmarkPresent64 looks 64 blocks up, of one object and of 64; beside it, 64
+// look-ups in a Go map whose keys are at hand.
 func BenchmarkPresent64(b *testing.B) {
 	s := mustOpen(b, Options{Dir: "/c", FS: MemFS()})
 	large := object("large", 64*testBlock)
@@ -118,23 +150,53 @@ func BenchmarkPresent64(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
-		b.Run(name, func(b *testing.B) {
+		var native float64
+		b.Run(name+"/native", func(b *testing.B) {
+			native = benchMap(b, e)
+		})
+		b.Run(name+"/store", func(b *testing.B) {
 			for b.Loop() {
 				if s.Present(e) != covey.FirstBits(64) {
 					b.Fatal("a block is missing")
 				}
 			}
+			reportSpeed(b, native)
 		})
 	}
 }
 
+func benchMap(b *testing.B, e *covey.Extent) float64 {
+	have := map[blockKey]struct{}{}
+	var keys []blockKey
+	for _, l := range e.Blocks {
+		k := blockKey{l.Object.ID(), uint32(l.Index)}
+		keys, have[k] = append(keys, k), struct{}{}
+	}
+	for b.Loop() {
+		for _, k := range keys {
+			if _, ok := have[k]; !ok {
+				b.Fatal("a block is missing")
+			}
+		}
+	}
+	return perOp(b)
+}
+
 // BenchmarkReopen opens a store of objects of 64 blocks, and one of objects of a
-// single block, whose index was written directly.
+// single block, whose index was written directly; beside it, reading the index's
+// files once.
 func BenchmarkReopen(b *testing.B) {
 	for _, per := range []int{64, 1} {
-		b.Run(fmt.Sprintf("%d-block-objects", per), func(b *testing.B) {
-			dir := b.TempDir()
-			fillIndex(b, dir, *benchBlocks/per, per)
+		dir, native := b.TempDir(), 0.0
+		fillIndex(b, dir, *benchBlocks/per, per)
+		name := fmt.Sprintf("%d-block-objects", per)
+		b.Run(name+"/native", func(b *testing.B) {
+			for b.Loop() {
+				readAll(b, filepath.Join(dir, nameIndex))
+			}
+			native = perOp(b)
+		})
+		b.Run(name+"/store", func(b *testing.B) {
 			var before, after runtime.MemStats
 			runtime.GC()
 			runtime.ReadMemStats(&before)
@@ -154,7 +216,20 @@ func BenchmarkReopen(b *testing.B) {
 				b.StartTimer()
 			}
 			b.ReportMetric(float64(heap)/float64(*benchBlocks), "heap-B/block")
+			reportSpeed(b, native)
 		})
+	}
+}
+
+func readAll(b *testing.B, dir string) {
+	names, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, n := range names {
+		if _, err := os.ReadFile(n); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 
