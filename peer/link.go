@@ -197,25 +197,27 @@ func (n *Network) connect(ctx context.Context, p peer.ID) error {
 }
 
 // client returns the shared stream of a protocol to a member, opening it if need
-// be. The opening is nobody's own: it goes on when the caller leaves.
-func (n *Network) client(ctx context.Context, l *link, proto protocol.ID) (*mux.Client, error) {
+// be; used says that it was there before. The opening is nobody's own: it goes on
+// when the caller leaves.
+func (n *Network) client(ctx context.Context, l *link, proto protocol.ID) (oc *openClient, used bool, err error) {
 	l.mu.Lock()
-	oc := l.clients[proto]
-	if oc == nil {
+	oc = l.clients[proto]
+	used = oc != nil
+	if !used {
 		oc = &openClient{ready: make(chan struct{})}
 		l.clients[proto] = oc
 		if !n.spawn(func() { n.openClient(l, proto, oc) }) {
 			delete(l.clients, proto)
 			l.mu.Unlock()
-			return nil, errClosed
+			return nil, false, errClosed
 		}
 	}
 	l.mu.Unlock()
 	select {
 	case <-oc.ready:
-		return oc.client, oc.err
+		return oc, used, oc.err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, false, ctx.Err()
 	}
 }
 
@@ -283,19 +285,37 @@ func (n *Network) do(ctx context.Context, to peer.ID, proto protocol.ID, body []
 
 // ask is do without regard to a pause.
 func (n *Network) ask(ctx context.Context, l *link, proto protocol.ID, body []byte, dst func(uint64) ([]byte, error)) error {
-	c, err := n.client(ctx, l, proto)
-	began := time.Now() // connecting is not part of a round trip
-	if err == nil {
-		err = c.Do(ctx, body, dst)
+	again, err := n.askOnce(ctx, l, proto, body, dst)
+	if again {
+		_, err = n.askOnce(ctx, l, proto, body, dst)
 	}
 	if err != nil {
 		return fmt.Errorf("peer %s: %w", l.peer, callerError(ctx, err))
+	}
+	return nil
+}
+
+// askOnce puts the request once. again says that it failed on a stream from
+// before, with which the connection has ended: that says nothing of whether the
+// member is there, and every request may be put twice. dst is then called again.
+func (n *Network) askOnce(ctx context.Context, l *link, proto protocol.ID, body []byte, dst func(uint64) ([]byte, error)) (again bool, err error) {
+	oc, used, err := n.client(ctx, l, proto)
+	if err != nil {
+		return false, err
+	}
+	began := time.Now() // connecting is not part of a round trip
+	if err := oc.client.Do(ctx, body, dst); err != nil {
+		if !errors.Is(err, mux.ErrClosed) {
+			return false, err
+		}
+		l.forget(proto, oc)
+		return used && ctx.Err() == nil, err
 	}
 	l.seen.Store(time.Now().UnixNano())
 	if proto == membersProtocol { // the others may have to wait for a home or an origin
 		l.measured(time.Since(began))
 	}
-	return nil
+	return false, nil
 }
 
 // callerError gives every failure a kind that callers act upon: that the peer

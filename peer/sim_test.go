@@ -233,3 +233,31 @@ func TestGreetingOfAnEndedConnection(t *testing.T) {
 		}
 	})
 }
+
+// A connection that merely drops costs nobody a request, and no member its place
+// in Live: the stream that went with it does not stand for the member.
+func TestDroppedConnectionIsNotAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := &memnet.Network{Latency: time.Millisecond}
+		key := NewClusterKey()
+		a, _ := simNode(t, mem, &key, 0)
+		b, _ := simNode(t, mem, &key, 1, "10.0.0.1:7171")
+		a.SetServer(&fakeServer{reply: func(_ covey.PeerID, request []byte) []byte { return request }})
+		time.Sleep(time.Second)
+		_, before := b.Live()
+		for range 20 {
+			for _, c := range b.host.swarm.ConnsToPeer(a.id) {
+				if err := c.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := b.Call(t.Context(), a.Self(), []byte("x")); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(time.Second)
+		}
+		if _, now := b.Live(); now != before || live(b) != 2 || live(a) != 2 {
+			t.Errorf("%d and %d live members, after %d changes", live(a), live(b), now-before)
+		}
+	})
+}
