@@ -43,7 +43,7 @@ func (s *Store) drop(l covey.Locator) error {
 		return s.dropObject(l.Object)
 	}
 	s.table.unset(e, l.Index)
-	s.used -= blockUse(l.Object, l.Index)
+	s.charge(k.id, -blockUse(l.Object, l.Index))
 	s.drops++
 	s.note(l.Object, k, change{gone: true, prior: true})
 	// The last block takes the file with it, unless another is on its way in.
@@ -66,7 +66,8 @@ func (s *Store) drop(l covey.Locator) error {
 
 // DropObject forgets an object: its file is unlinked, and every block of it is
 // gone. Open handles and descriptors keep their bytes. Dropping what is not here
-// is no error. It is for old versions, and for eviction to come.
+// is no error. A pin of the object stays, and keeps room for its blocks to come
+// back: it is for bytes that are wrong. To make room, there is Evict.
 func (s *Store) DropObject(o covey.Object) error {
 	if err := o.Validate(); err != nil {
 		return fmt.Errorf("drop %s: %w", o.Key, err)
@@ -86,17 +87,25 @@ func (s *Store) dropObject(o covey.Object) error {
 	s.mu.Lock()
 	s.claimWhole(id)
 	defer s.unclaimWhole(id)
+	_, err := s.removeObject(o, id)
+	return err
+}
+
+// removeObject forgets an object that is claimed, and returns the room that this
+// gives back. mu is held, and given up.
+func (s *Store) removeObject(o covey.Object, id covey.ObjectID) (freed int64, err error) {
 	e := s.table.find(&id)
 	if e == nil {
 		s.mu.Unlock()
-		return nil
+		return 0, nil
 	}
-	s.used -= s.table.objectUse(e, o)
+	freed = s.table.objectUse(e, o)
+	s.charge(id, -freed)
 	s.table.remove(e)
 	s.pending.wipe(id, o)
 	s.noted()
 	s.drops++
 	delete(s.open, id) // who reads it holds the file itself
 	s.mu.Unlock()
-	return s.data.remove(id)
+	return freed, s.data.remove(id)
 }

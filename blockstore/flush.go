@@ -124,7 +124,7 @@ func (s *Store) disown(g *group) {
 			continue
 		}
 		s.table.unset(e, int(k.index))
-		s.used -= blockUse(g.objects[k.id].object, int(k.index))
+		s.charge(k.id, -blockUse(g.objects[k.id].object, int(k.index)))
 		s.drops++
 		if e.count == 0 && s.claims[k.id] == 0 {
 			s.table.remove(e)
@@ -192,7 +192,7 @@ func fillObject(b *pebble.Batch, id covey.ObjectID, oc *objectChange) error {
 	}
 	return errors.Join(
 		b.Set(objectKey(keyPresence, id), oc.presence, nil),
-		b.Set(objectKey(keyObject, id), appendObject(nil, oc.object), nil),
+		b.Set(objectKey(keyObject, id), encodeObject(oc.object), nil),
 	)
 }
 

@@ -49,6 +49,7 @@ type world struct {
 	s      *Store
 	blocks []covey.Locator
 	model  map[blockKey]*modelBlock
+	pins   map[covey.Object]bool // durable as soon as it is said
 
 	kept, lost, flips int
 	corrupt           int
@@ -114,6 +115,32 @@ func (w *world) dropObject(m *modelBlock) {
 			o.maybe, o.here = o.maybe || o.here, false
 		}
 	}
+}
+
+// pin pins or unpins an object.
+func (w *world) pin(o covey.Object) {
+	do := w.s.Pin
+	if w.pins[o] {
+		do = w.s.Unpin
+	}
+	if err := do(o); err != nil {
+		w.t.Fatal(err)
+	}
+	w.pins[o] = !w.pins[o]
+}
+
+func (w *world) evict(m *modelBlock) {
+	_, err := w.s.Evict(m.l.Object)
+	if w.pins[m.l.Object] {
+		if !errors.Is(err, ErrPinned) {
+			w.t.Fatalf("evict what is pinned: %v", err)
+		}
+		return
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.dropObject(m)
 }
 
 // get reads a block through the store and compares it with the model.
@@ -279,11 +306,37 @@ func (w *world) checkAll() {
 	if len(at) != n || u.Blocks != n || u.Used != used {
 		w.t.Fatalf("%d adverts, usage %+v; the model has %d blocks of %d bytes", len(at), u, n, used)
 	}
+	w.checkPins(u)
 	for _, m := range w.model {
 		e := extentOf(m.l.Object, m.l.Index/64)
 		if w.s.Present(e).Has(m.l.Index%64) != m.here {
 			w.t.Fatalf("%s: present is not %v", m.l, m.here)
 		}
+	}
+}
+
+func (w *world) checkPins(u Usage) {
+	w.t.Helper()
+	pinned := 0
+	var missing int64
+	for o, is := range w.pins {
+		if !is {
+			continue
+		}
+		pinned++
+		missing += wholeUse(o)
+		for _, m := range w.model {
+			if m.here && m.l.Object == o {
+				missing -= blockUse(o, m.l.Index)
+			}
+		}
+	}
+	if u.Pinned != pinned || u.Reserved != missing {
+		w.t.Fatalf("usage %+v; the model has %d pins that need %d bytes", u, pinned, missing)
+	}
+	if du, err := w.s.Du(nil); err != nil || du.Used != u.Used || du.Objects != u.Objects ||
+		du.Whole != u.Whole || du.Blocks != u.Blocks || du.Pinned != pinned || du.Missing != missing {
+		w.t.Fatalf("du %+v (%v), usage %+v", du, err, u)
 	}
 }
 
@@ -309,7 +362,7 @@ func TestMetamorphic(t *testing.T) {
 }
 
 func metamorph(t *testing.T, seed uint64, crashes int) *world {
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), fs: MemFS(), model: map[blockKey]*modelBlock{}}
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), fs: MemFS(), model: map[blockKey]*modelBlock{}, pins: map[covey.Object]bool{}}
 	for i, size := range []int64{1, 5000, testBlock, testBlock + 1, 3*testBlock - 1, 70 * testBlock} {
 		o := object(fmt.Sprintf("object-%d", i), size)
 		for j := 0; j < o.Blocks(); j += 1 + j/3 { // of the large one, some
@@ -328,6 +381,8 @@ func metamorph(t *testing.T, seed uint64, crashes int) *world {
 		{20, func() { w.get(w.pick()) }},
 		{4, func() { w.drop(w.pick()) }},
 		{2, func() { w.dropObject(w.pick()) }},
+		{2, func() { w.evict(w.pick()) }},
+		{2, func() { w.pin(w.pick().l.Object) }},
 		{2, func() { w.whole(w.pick()) }},
 		{3, w.sync},
 		{1, w.reopen},

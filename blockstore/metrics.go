@@ -7,8 +7,8 @@ type metrics struct {
 	registry   prometheus.Registerer
 	collectors []prometheus.Collector
 
-	admitted, refused, corrupt, unreadable prometheus.Counter
-	commit                                 prometheus.Histogram
+	admitted, refused, corrupt, unreadable, evicted prometheus.Counter
+	commit                                          prometheus.Histogram
 }
 
 func newMetrics(s *Store, r prometheus.Registerer) *metrics {
@@ -24,6 +24,7 @@ func newMetrics(s *Store, r prometheus.Registerer) *metrics {
 		registry:   r,
 		admitted:   counter("admitted_blocks_total", "Blocks written."),
 		refused:    counter("refused_blocks_total", "Blocks not admitted: no room, or a fault."),
+		evicted:    counter("evicted_objects_total", "Objects that gave way."),
 		corrupt:    counter("corrupt_blocks_total", "Blocks whose bytes on disk had changed."),
 		unreadable: counter("unreadable_blocks_total", "Blocks that the disk did not give back."),
 		commit: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -34,9 +35,11 @@ func newMetrics(s *Store, r prometheus.Registerer) *metrics {
 		}),
 	}
 	m.collectors = []prometheus.Collector{
-		m.admitted, m.refused, m.corrupt, m.unreadable, m.commit,
+		m.admitted, m.refused, m.corrupt, m.unreadable, m.evicted, m.commit,
 		gauge("bytes", "Disk use of the blocks held.", func(u Usage) float64 { return float64(u.Used) }),
 		gauge("budget_bytes", "Most disk use allowed.", func(u Usage) float64 { return float64(u.Budget) }),
+		gauge("reserved_bytes", "Room kept free for pinned objects that are not whole.", func(u Usage) float64 { return float64(u.Reserved) }),
+		gauge("pinned_objects", "Objects that are pinned, here or not.", func(u Usage) float64 { return float64(u.Pinned) }),
 		gauge("blocks", "Blocks held.", func(u Usage) float64 { return float64(u.Blocks) }),
 		gauge("objects", "Objects of which any block is held.", func(u Usage) float64 { return float64(u.Objects) }),
 		gauge("whole_objects", "Objects of which every block is held.", func(u Usage) float64 { return float64(u.Whole) }),

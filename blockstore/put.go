@@ -64,7 +64,7 @@ func (s *Store) put(l covey.Locator, k blockKey, r record, data []byte) error {
 		return err
 	}
 	use := blockUse(l.Object, l.Index)
-	if err := s.reserve(use); err != nil {
+	if err := s.reserve(k.id, use); err != nil {
 		s.mu.Unlock()
 		s.unclaimBlock(k)
 		return err
@@ -97,21 +97,35 @@ func (s *Store) mayHaveRecord(k blockKey) bool {
 	return inPending || inFlushing
 }
 
-// admit reserves the disk use of a block. mu is held.
-func (s *Store) admit(use int64) error {
+// admit takes the disk use of a block from the room there is: for a pinned object
+// from what is reserved, for any other from what is not. mu is held.
+func (s *Store) admit(id covey.ObjectID, use int64) error {
+	kept := s.reserved
+	if s.pinned(id) {
+		kept = 0
+	}
 	switch {
 	case s.fault != nil:
 		return fmt.Errorf("admission stopped: %w: %w", s.fault, covey.ErrReadOnly)
-	case s.used+use > s.budget:
+	case s.used+kept+use > s.budget:
 		return fmt.Errorf("budget of %d bytes: %w", s.budget, covey.ErrFull)
-	case s.room < use:
+	case s.room-kept < use:
 		return errReserve
 	case len(s.pending.blocks) >= maxPending:
 		return fmt.Errorf("%d blocks wait for the disk: %w", maxPending, covey.ErrFull)
 	}
-	s.used += use
+	s.charge(id, use)
 	s.room -= use
 	return nil
+}
+
+// charge counts room that blocks of the object take; a negative use gives it
+// back. mu is held.
+func (s *Store) charge(id covey.ObjectID, use int64) {
+	s.used += use
+	if s.pinned(id) {
+		s.reserved -= use
+	}
 }
 
 // writeFailed takes back what put had reserved, and stops admission when the
@@ -125,7 +139,7 @@ func (s *Store) writeFailed(l covey.Locator, k blockKey, use int64, err error) {
 		s.log.Debug("clear a block that was not admitted", "tier", s.opts.Dir, "err", err)
 	}
 	s.mu.Lock()
-	s.used -= use
+	s.charge(k.id, -use)
 	s.mu.Unlock()
 	s.unclaimBlock(k)
 }
@@ -205,7 +219,7 @@ func (s *Store) PutEmpty(o covey.Object) error {
 	s.mu.Lock()
 	s.claimWhole(id)
 	defer s.unclaimWhole(id)
-	err := s.admit(0)
+	err := s.admit(id, 0)
 	known := s.table.find(&id) != nil
 	s.mu.Unlock()
 	if known {

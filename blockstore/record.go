@@ -13,6 +13,7 @@ import (
 const (
 	keyBlock    = 'b' // ObjectID, index: digest, checksum, place
 	keyExtent   = 'e' // ExtentID, slot: which block is advertised there
+	keyPin      = 'k' // ObjectID: the name of an object that is to be kept
 	keyMark     = 'm' // the last group, and whether the store was closed after it
 	keyObject   = 'o' // ObjectID: the object's name, for people and eviction
 	keyPresence = 'p' // ObjectID: which blocks are here; the table is read from it
@@ -156,8 +157,8 @@ func parsePresence(b []byte) (p presence, err error) {
 	return p, nil
 }
 
-func appendObject(b []byte, o covey.Object) []byte {
-	b = append(b, recordVersion)
+func encodeObject(o covey.Object) []byte {
+	b := []byte{recordVersion}
 	for _, s := range [...]string{o.Origin, o.Key, o.Version} {
 		b = binary.AppendUvarint(b, uint64(len(s)))
 		b = append(b, s...)

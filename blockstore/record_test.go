@@ -17,7 +17,7 @@ func FuzzRecord(f *testing.F) {
 	r := record{digest: covey.Digest{1}, crc: 2, place: covey.Place{Extent: covey.ExtentID{3}, Slot: 63}}
 	a := advert{key: blockKey{o.ID(), 5}, place: r.place, digest: r.digest}
 	for kind, b := range [][]byte{
-		r.append(nil), append(extentKey(a.place), a.appendValue(nil)...), p.encode(), appendObject(nil, o), mark{7, true}.encode(),
+		r.append(nil), append(extentKey(a.place), a.appendValue(nil)...), p.encode(), encodeObject(o), mark{7, true}.encode(),
 	} {
 		f.Add(byte(kind), b)
 	}
@@ -50,7 +50,7 @@ func FuzzRecord(f *testing.F) {
 		case 3:
 			var o covey.Object
 			o, err = parseObject(b)
-			again = appendObject(nil, o)
+			again = encodeObject(o)
 		case 4:
 			var m mark
 			m, err = parseMark(b)

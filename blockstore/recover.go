@@ -24,6 +24,8 @@ func (s *Store) recover() (crashed bool, err error) {
 		_ = s.index.close() // it is damaged, and goes
 	}
 	s.table, s.used, s.group = newTable(), 0, 0
+	s.reserved = 0
+	clear(s.pins)
 	if err := s.at.quarantine(); err != nil {
 		return false, err
 	}
@@ -51,6 +53,9 @@ func (s *Store) load() (crashed bool, err error) {
 	}
 	s.group = m.group
 	if err := s.loadTable(m); err != nil {
+		return false, asCorrupt(err)
+	}
+	if err := s.loadPins(); err != nil {
 		return false, asCorrupt(err)
 	}
 	return !m.clean, s.index.setMark(mark{group: m.group})

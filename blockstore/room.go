@@ -86,8 +86,8 @@ const askEvery = time.Second
 
 // reserve takes room for a block. mu is held; it is given up while the file
 // system is asked.
-func (s *Store) reserve(use int64) error {
-	err := s.admit(use)
+func (s *Store) reserve(id covey.ObjectID, use int64) error {
+	err := s.admit(id, use)
 	if !errors.Is(err, errReserve) || time.Since(s.roomAt) < askEvery {
 		return err
 	}
@@ -95,7 +95,7 @@ func (s *Store) reserve(use int64) error {
 	s.mu.Unlock()
 	s.remeasure()
 	s.mu.Lock()
-	return s.admit(use)
+	return s.admit(id, use)
 }
 
 func isFull(err error) bool {

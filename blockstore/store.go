@@ -62,15 +62,20 @@ type Store struct {
 	// file and its record is in pending, flushing or the index.
 	// INVARIANT: used is the disk use of all blocks in the table and of all
 	// that are being written.
+	// INVARIANT: reserved is the disk use of all blocks of pinned objects that
+	// are neither.
 	mu sync.Mutex
 	// changed is told when a claim, a use of the store or a group ends.
 	changed *sync.Cond
 	table   *table
 	budget  int64
 	used    int64
-	room    int64 // what the file system can take, as far as we know
-	roomAt  time.Time
-	pending *group
+	// reserved is room kept free for what is pinned and not here yet.
+	reserved int64
+	pins     map[covey.ObjectID]struct{}
+	room     int64 // what the file system can take, as far as we know
+	roomAt   time.Time
+	pending  *group
 	// flushing is the group being committed, nil when none is. When that
 	// fails, it stays: its blocks are served for the rest of the store's life.
 	flushing *group
@@ -94,6 +99,8 @@ type Store struct {
 type Usage struct {
 	Dir            string
 	Budget, Used   int64 // bytes
+	Reserved       int64 // bytes kept free for pinned objects that are not whole
+	Pinned         int   // objects, here or not
 	Objects, Whole int   // objects with any block, and with every block
 	Blocks         int
 	ReadOnly       bool // a disk fault stopped admission
@@ -123,6 +130,7 @@ func Open(opts Options) (*Store, error) {
 		checks:  make(chan covey.Object, maxChecks),
 		table:   newTable(),
 		pending: newGroup(),
+		pins:    make(map[covey.ObjectID]struct{}),
 		claims:  make(map[covey.ObjectID]int),
 		writing: make(map[blockKey]struct{}),
 		open:    make(map[covey.ObjectID]*openFile),
@@ -252,6 +260,7 @@ func (s *Store) Usage() Usage {
 	return Usage{
 		Dir: s.opts.Dir, Budget: s.budget, Used: s.used,
 		Objects: s.table.objects, Whole: s.table.whole, Blocks: s.table.blocks,
+		Reserved: s.reserved, Pinned: len(s.pins),
 		ReadOnly: s.fault != nil,
 	}
 }
