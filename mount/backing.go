@@ -107,15 +107,37 @@ func (r *registrar) register(f *os.File, size int64) *backing {
 	switch errno {
 	case 0:
 		return &backing{id: id, file: f, size: size}
+	case unix.ELOOP, unix.EOPNOTSUPP:
+		r.refuse(st.Dev, fmt.Sprintf("the cache's file system cannot be passed through (%v)", errno))
+	default:
+		r.learn(errno)
+	}
+	f.Close()
+	return nil
+}
+
+// learn turns passthrough off when the kernel's refusal holds for every file.
+func (r *registrar) learn(errno unix.Errno) {
+	switch errno {
 	case unix.EPERM:
 		r.disable("registering a file needs CAP_SYS_ADMIN")
 	case unix.ENOTTY, unix.ENOSYS:
 		r.disable("the kernel does not know passthrough (Linux 6.9 or later does)")
-	case unix.ELOOP, unix.EOPNOTSUPP:
-		r.refuse(st.Dev, fmt.Sprintf("the cache's file system cannot be passed through (%v)", errno))
 	}
-	f.Close()
-	return nil
+}
+
+// probe has the kernel refuse a descriptor that is none, so that the status is
+// right before the first file is opened: whether this process may register files
+// is looked at before the descriptor is.
+func (r *registrar) probe() {
+	if !r.on() {
+		return
+	}
+	id, errno := r.open(-1)
+	if errno == 0 {
+		r.close(id)
+	}
+	r.learn(errno)
 }
 
 func (r *registrar) backable(dev uint64) bool {

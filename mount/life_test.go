@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -15,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/covey-cache/covey/dataset"
 )
 
 // helperServe mounts a small data set on the directory and serves it until it is
@@ -289,6 +292,27 @@ func TestTwoMounts(t *testing.T) {
 	}
 }
 
+// TestUnmountAboveAMount names the mount that is in the way.
+func TestUnmountAboveAMount(t *testing.T) {
+	names := newFakeNames()
+	names.put("empty", dataset.Entry{Kind: dataset.Dir, Mode: 0o755 | fs.ModeDir})
+	above := start(t, names, Options{})
+	below := startOver(t, names, above.blocks, above.path("empty"), Options{})
+	err := Umount(above.dir, false)
+	if !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), below.dir+" is mounted below it") {
+		t.Errorf("unmount above a mount: %v", err)
+	}
+	if err := below.end(); err != nil {
+		t.Fatal(err)
+	}
+	if err := Umount(above.dir, false); err != nil {
+		t.Errorf("unmount once nothing is below: %v", err)
+	}
+	if err := above.end(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestRefusedPassthrough lets the kernel refuse registrations, and what that
 // says of other files.
 func TestRefusedPassthrough(t *testing.T) {
@@ -310,7 +334,7 @@ func TestRefusedPassthrough(t *testing.T) {
 			refuseFirst := func(m *Mount) {
 				register := m.tree.passthrough.open
 				m.tree.passthrough.open = func(fd int32) (int32, unix.Errno) {
-					if calls.Add(1) > 1 {
+					if fd < 0 || calls.Add(1) > 1 { // below 0 it is the probe at the start
 						return register(fd)
 					}
 					return 0, c.errno

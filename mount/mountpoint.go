@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -59,6 +60,9 @@ func Umount(dir string, lazy bool) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EBUSY):
+		if below, ok := mountBelow(path); ok {
+			return fmt.Errorf("unmount %s: %s is mounted below it; unmount that first: %w", dir, below, err)
+		}
 		return fmt.Errorf("unmount %s: files are open or a process works there (fuser -vm %s names them): %w", dir, dir, err)
 	default:
 		return fmt.Errorf("unmount %s: %w", dir, err)
@@ -144,15 +148,43 @@ func mountOn(path string) (info mountInfo, ok bool) {
 	return findMount(f, path)
 }
 
+// findMount returns the last, which is the topmost, mount on the path.
 func findMount(r io.Reader, path string) (info mountInfo, ok bool) {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, 1<<20) // overlay mounts have option lists of many KiB
-	for lines.Scan() {
-		if m, valid := parseMount(lines.Text()); valid && m.dir == path {
+	for m := range mountsIn(r) {
+		if m.dir == path {
 			info, ok = m, true
 		}
 	}
 	return info, ok
+}
+
+// mountBelow returns the directory of a mount below the path: the one made last,
+// which has none below it that is in the way.
+func mountBelow(path string) (dir string, ok bool) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return "", false
+	}
+	defer f.Close()
+	for m := range mountsIn(f) {
+		if strings.HasPrefix(m.dir, path+"/") {
+			dir, ok = m.dir, true
+		}
+	}
+	return dir, ok
+}
+
+// mountsIn yields the lines of a mountinfo that can be read.
+func mountsIn(r io.Reader) iter.Seq[mountInfo] {
+	return func(yield func(mountInfo) bool) {
+		lines := bufio.NewScanner(r)
+		lines.Buffer(nil, 1<<20) // overlay mounts have option lists of many KiB
+		for lines.Scan() {
+			if m, valid := parseMount(lines.Text()); valid && !yield(m) {
+				return
+			}
+		}
+	}
 }
 
 // parseMount reads "id parent major:minor root dir options [tags] - type source

@@ -81,6 +81,7 @@ func (m *Mount) settle() error {
 	if err := widenReadahead(m.number); err != nil {
 		m.log.Debug("widen readahead", "dir", m.dir, "error", err)
 	}
+	m.tree.passthrough.probe()
 	if why := m.tree.passthrough.reason(); why != "" {
 		m.log.Info("files are served by the daemon", "dir", m.dir, "why", why)
 	}

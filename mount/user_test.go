@@ -66,6 +66,9 @@ func helperUser(dir string) error {
 	case <-time.After(10 * time.Second):
 		return errors.New("not ready")
 	}
+	if s := m.Status(); s.Passthrough || !strings.Contains(s.PassthroughWhy, "CAP_SYS_ADMIN") {
+		return fmt.Errorf("status before the first open: passthrough %v, %q", s.Passthrough, s.PassthroughWhy)
+	}
 	f, err := os.Open(filepath.Join(dir, "f"))
 	if err != nil {
 		return err
