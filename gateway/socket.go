@@ -32,7 +32,7 @@ func ListenUnix(path string) (net.Listener, error) {
 			path, maxSocketPath, covey.ErrInvalid)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory of socket %s: %w", path, err)
+		return nil, notWritable("make the directory of socket", path, err)
 	}
 	lock, err := lockSocket(path)
 	if err != nil {
@@ -49,7 +49,7 @@ func ListenUnix(path string) (net.Listener, error) {
 func lockSocket(path string) (*os.File, error) {
 	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("lock socket %s: %w", path, err)
+		return nil, notWritable("lock socket", path, err)
 	}
 	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
@@ -60,6 +60,15 @@ func lockSocket(path string) (*os.File, error) {
 		return nil, errInUse(path)
 	}
 	return nil, fmt.Errorf("lock socket %s: %w", path, err)
+}
+
+// notWritable says what a user can do who may not write at the default place,
+// as without a login session.
+func notWritable(what, path string, err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%s %s: %w; set XDG_RUNTIME_DIR or give another --api", what, path, err)
+	}
+	return fmt.Errorf("%s %s: %w", what, path, err)
 }
 
 func errInUse(path string) error {

@@ -23,12 +23,18 @@ import (
 // managers and the people who send SIGTERM are promised 5 s.
 const leaveTimeout = 4500 * time.Millisecond
 
+// signalEcho is how long after the first signal another one is taken for the
+// same: timeout(1) signals its child and then the group that the child is in,
+// and a terminal's Ctrl-C comes to sudo and to what runs below it. A person who
+// wants the second signal to count takes longer.
+const signalEcho = 500 * time.Millisecond
+
 func (a *app) agentCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "run an agent in the foreground",
 		Long: `agent runs an agent until SIGTERM or SIGINT, which unmounts and leaves within 5 s; a
-second signal ends it at once.
+second signal, half a second later or more, ends it at once.
 
 Each flag can also be set in the config file (YAML, by the flag's name without dashes in
 front) and in the environment: --cluster-key is COVEY_CLUSTER_KEY. A flag goes before the
@@ -95,6 +101,11 @@ func (a *app) runAgent(ctx context.Context, c *agentConfig) error {
 	if err != nil {
 		return err
 	}
+	lock, err := lockState(c.state)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	// All paths are absolute by now; an agent must not keep the file system
 	// busy that it happened to be started in.
 	if err := os.Chdir("/"); err != nil {
@@ -124,18 +135,25 @@ func (a *app) runAgent(ctx context.Context, c *agentConfig) error {
 }
 
 // leave waits until a cancelled agent has ended: for leaveTimeout, or until a
-// second signal. When the time is up the mounts are taken off by force, so that
-// no reader hangs on them.
+// second signal that is no echo of the first. When the time is up the mounts are
+// taken off by force, so that no reader hangs on them.
 func leave(agent gateway.Agent, done <-chan error, signals <-chan os.Signal, log *slog.Logger) error {
-	select {
-	case err := <-done:
-		if errors.Is(err, context.Canceled) {
-			return nil
+	began := time.Now()
+	timeout := time.After(leaveTimeout)
+	for waiting := true; waiting; {
+		select {
+		case err := <-done:
+			if errors.Is(err, context.Canceled) {
+				return nil
+			}
+			return err
+		case <-signals:
+			if time.Since(began) >= signalEcho {
+				return errors.New("leave: ended by a second signal before everything was unmounted: run covey umount on what is left")
+			}
+		case <-timeout:
+			waiting = false
 		}
-		return err
-	case <-signals:
-		return errors.New("leave: ended by a second signal before everything was unmounted: run covey umount on what is left")
-	case <-time.After(leaveTimeout):
 	}
 	forceUnmount(agent, log)
 	return fmt.Errorf("leave: still busy after %v: what was mounted is unmounted by force", leaveTimeout)

@@ -35,12 +35,20 @@ type background struct {
 }
 
 // startAgent starts an agent with defaults in a session of its own and returns
-// a client of it once it is ready. Of two that start at once only one gets the
-// socket; the loser's client then takes the winner's agent.
+// a client of it once it is ready. Of clients that find no agent at the same
+// time one starts it, and the others wait for theirs to be that.
 func (a *app) startAgent(ctx context.Context, socket string) (*gateway.Client, error) {
 	c, err := parseSettings(envLayer(a.getenv), a.getenv)
 	if err != nil {
 		return nil, err
+	}
+	lock, err := lockStart(ctx, c.state)
+	if err != nil {
+		return nil, fmt.Errorf("start an agent: %w", err)
+	}
+	defer lock.Close()
+	if client, err := gateway.Dial(ctx, socket); !errors.Is(err, gateway.ErrNoAgent) {
+		return client, err
 	}
 	b := &background{socket: socket, logFile: filepath.Join(c.state, "agent.log"), ended: make(chan struct{})}
 	if err := b.start(a.backgroundArgs(c, socket)); err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -103,6 +104,9 @@ func readClusterKey(file string, log *slog.Logger) (*peer.ClusterKey, error) {
 	key, err := peer.ReadClusterKey(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: make one with `covey cluster init`, or copy it from a member", err)
+	}
+	if errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read cluster key %s: the file is empty: make a key with `covey cluster init`, or copy it from a member", file)
 	}
 	if err != nil {
 		return nil, err
