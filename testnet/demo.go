@@ -16,8 +16,8 @@ import (
 
 // DemoOptions configure the demo.
 type DemoOptions struct {
-	// Binary is the covey program.
-	Binary string
+	// Binary is the covey program, S3Server the S3 server (versitygw).
+	Binary, S3Server string
 	// Tree is the directory whose regular files are the data set.
 	Tree string
 	// Agents is how many nodes read it; Readers how many files each has open at
@@ -91,7 +91,7 @@ func (d *demo) run(ctx context.Context) error {
 }
 
 func (d *demo) startOrigin(ctx context.Context) (err error) {
-	d.s3, err = origintest.RunS3(ctx, origintest.S3Options{Dir: filepath.Join(d.dir, "s3")})
+	d.s3, err = origintest.RunS3(ctx, origintest.S3Options{Dir: filepath.Join(d.dir, "s3"), Binary: d.opts.S3Server})
 	if err != nil {
 		return fmt.Errorf("start the S3 server: %w", err)
 	}
@@ -183,6 +183,9 @@ func preflight(opts DemoOptions) error {
 	}
 	if info, err := os.Stat(opts.Binary); err != nil || info.IsDir() {
 		return fmt.Errorf("the covey program is not at %s; run `make build` first", opts.Binary)
+	}
+	if info, err := os.Stat(opts.S3Server); err != nil || info.IsDir() {
+		return fmt.Errorf("the S3 server is not at %s; run `make bin/versitygw` first", opts.S3Server)
 	}
 	if info, err := os.Stat(opts.Tree); err != nil || !info.IsDir() {
 		return fmt.Errorf("the tree to read is not at %s; name another with --tree DIR", opts.Tree)

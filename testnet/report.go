@@ -50,6 +50,22 @@ passthrough share              %.1f %% of opens
 `, len(r.tree.Files), mib(r.tree.Bytes), len(r.agents), seconds, files/seconds, bytes/seconds/(1<<20),
 		float64(r.originBytes)/float64(r.tree.Bytes), r.originGets, mib(r.originBytes), overrides,
 		100*float64(through)/float64(max(1, through+daemon)))
+	if why := r.whyServed(); why != "" {
+		fmt.Fprintf(out, "no passthrough because         %s\n", why)
+	}
+}
+
+// whyServed is the reason that a mount gives for serving its reads itself, ""
+// when passthrough works on all.
+func (r reportTable) whyServed() string {
+	for _, a := range r.agents {
+		for _, m := range a.Mounts {
+			if m.PassthroughWhy != "" {
+				return m.PassthroughWhy
+			}
+		}
+	}
+	return ""
 }
 
 func mib(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }

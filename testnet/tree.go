@@ -185,9 +185,14 @@ func atEnd(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.
 
 // needFUSE says in one line what mounting needs and this machine lacks.
 func needFUSE() error {
-	if _, err := os.Stat("/dev/fuse"); err != nil {
+	device, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return errors.New("/dev/fuse is not open to this user; open it (chmod 666 /dev/fuse), as package fuse3 does")
+	case err != nil:
 		return errors.New("/dev/fuse is missing; load the fuse module (modprobe fuse) or give the container the device")
 	}
+	device.Close()
 	if _, err := exec.LookPath("fusermount3"); err != nil && os.Geteuid() != 0 {
 		return errors.New("fusermount3 is missing and this is not root; install it (apt-get install fuse3)")
 	}

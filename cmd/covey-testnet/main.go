@@ -33,13 +33,13 @@ func main() {
 	}
 }
 
-// beside returns the covey program that was built together with this one.
-func beside() string {
+// beside returns the program of this name that was built together with this one.
+func beside(name string) string {
 	self, err := os.Executable()
 	if err != nil {
-		return "bin/covey"
+		return filepath.Join("bin", name)
 	}
-	return filepath.Join(filepath.Dir(self), "covey")
+	return filepath.Join(filepath.Dir(self), name)
 }
 
 func demoCommand() *cobra.Command {
@@ -53,7 +53,8 @@ func demoCommand() *cobra.Command {
 			return testnet.Demo(c.Context(), opts)
 		},
 	}
-	c.Flags().StringVar(&opts.Binary, "binary", beside(), "the covey program")
+	c.Flags().StringVar(&opts.Binary, "binary", beside("covey"), "the covey program")
+	c.Flags().StringVar(&opts.S3Server, "s3-server", beside("versitygw"), "the S3 server")
 	c.Flags().StringVar(&opts.Tree, "tree", "", "the directory to read; the installed Go toolchain when not given")
 	c.Flags().IntVar(&opts.Agents, "agents", 4, "how many agents")
 	c.Flags().IntVar(&opts.Readers, "readers", 4, "files open at once on each mount")
@@ -67,7 +68,7 @@ func benchCommand() *cobra.Command {
 		Use: "bench", Short: "Warm reads through a mount over the native file, as ratios", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return testnet.Bench(c.Context(), opts) },
 	}
-	c.Flags().StringVar(&opts.Binary, "binary", beside(), "the covey program")
+	c.Flags().StringVar(&opts.Binary, "binary", beside("covey"), "the covey program")
 	c.Flags().IntVar(&opts.Rounds, "rounds", 5, "rounds; the median counts")
 	return c
 }
