@@ -181,7 +181,7 @@ func (s *Store) fillBlock(b *pebble.Batch, k blockKey, c change) error {
 	}
 	a := advert{key: k, place: c.place, digest: c.digest}
 	return errors.Join(
-		b.Set(key, c.append(nil), nil),
+		b.Set(key, c.encode(), nil),
 		b.Set(extentKey(c.place), a.appendValue(nil), nil),
 	)
 }

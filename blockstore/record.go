@@ -54,8 +54,8 @@ func extentKey(p covey.Place) []byte {
 
 const blockValueLen = 1 + 32 + 4 + 32 + 1
 
-func (r record) append(b []byte) []byte {
-	b = append(b, recordVersion)
+func (r record) encode() []byte {
+	b := append(make([]byte, 0, blockValueLen), recordVersion)
 	b = append(b, r.digest[:]...)
 	b = binary.LittleEndian.AppendUint32(b, r.crc)
 	b = append(b, r.place.Extent[:]...)

@@ -17,7 +17,7 @@ func FuzzRecord(f *testing.F) {
 	r := record{digest: covey.Digest{1}, crc: 2, place: covey.Place{Extent: covey.ExtentID{3}, Slot: 63}}
 	a := advert{key: blockKey{o.ID(), 5}, place: r.place, digest: r.digest}
 	for kind, b := range [][]byte{
-		r.append(nil), append(extentKey(a.place), a.appendValue(nil)...), p.encode(), encodeObject(o), mark{7, true}.encode(),
+		r.encode(), append(extentKey(a.place), a.appendValue(nil)...), p.encode(), encodeObject(o), mark{7, true}.encode(),
 	} {
 		f.Add(byte(kind), b)
 	}
@@ -29,7 +29,7 @@ func FuzzRecord(f *testing.F) {
 		case 0:
 			var r record
 			r, err = parseRecord(b)
-			again = r.append(nil)
+			again = r.encode()
 		case 1:
 			n := min(34, len(b))
 			var a advert
