@@ -66,6 +66,10 @@ race: build bin/versitygw ## unit and end-to-end tests with the race detector
 unit: ## the tests that need neither mounts nor servers, without the race detector
 	$(GO) test -short $(TESTFLAGS) ./...
 
+.PHONY: test-loaders
+test-loaders: bin/covey check-fuse ## the Python package: its wheel in a clean virtual environment, with real torch (3 GB; LOADERSFLAGS=--no-torch without)
+	COVEY_BIN=bin/covey loaders/python/tests/run $(LOADERSFLAGS)
+
 FUZZTIME ?= 20s
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (20s)

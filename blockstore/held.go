@@ -34,7 +34,7 @@ const heldBatch = 4096
 // when the index cannot be read.
 func (s *Store) All() iter.Seq[Held] {
 	return func(yield func(Held) bool) {
-		recent, moved := s.recent()
+		recent, moved := s.recent(nil)
 		var h Held
 		for a := range merge(s.adverts([]byte{keyExtent}, []byte{keyExtent + 1}, moved), recent) {
 			if a.place.Extent != h.Extent {
@@ -54,8 +54,9 @@ func (s *Store) All() iter.Seq[Held] {
 }
 
 // recent returns the blocks that the index does not have as they are now, in the
-// order of their places, and the set of their keys.
-func (s *Store) recent() ([]advert, map[blockKey]struct{}) {
+// order of their places, and the set of their keys. With only, it returns the
+// blocks of that extent alone; the set is of all.
+func (s *Store) recent(only *covey.ExtentID) ([]advert, map[blockKey]struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var recent []advert
@@ -69,6 +70,9 @@ func (s *Store) recent() ([]advert, map[blockKey]struct{}) {
 				continue
 			}
 			moved[k] = struct{}{}
+			if only != nil && c.place.Extent != *only {
+				continue
+			}
 			e := s.table.find(&k.id)
 			if !c.gone && e != nil && s.table.has(e, int(k.index)) {
 				recent = append(recent, advert{key: k, place: c.place, digest: c.digest})

@@ -168,8 +168,10 @@ func (f *Fetcher) AdmittedBlock(l covey.Locator) bool {
 
 // announceHold is how long Serve waits for a flight to begin. A home answers two
 // askers within a round trip of each other, and the one that is told to follow
-// may reach the one that is told to read before the home's own answer does.
-const announceHold = 200 * time.Millisecond
+// may reach the one that is told to read before the home's own answer
+// does. On a node whose processors are all busy it can take half a second; a
+// refusal then makes the home grant the block a second time.
+const announceHold = 500 * time.Millisecond
 
 // Serve waits for the block when this peer is fetching it, else looks it up in
 // the store: what the exchange's server side calls. It never starts a fetch.

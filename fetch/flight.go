@@ -85,7 +85,7 @@ type awaited struct {
 }
 
 // maxAwaited bounds the blocks whose flights are expected to begin. Each waits
-// for 200 ms at most; whoever asks for more of them is told NOT_FOUND. How many
+// for 500 ms at most; whoever asks for more of them is told NOT_FOUND. How many
 // requests wait for one block is for the exchange to bound.
 const maxAwaited = 1024
 

@@ -47,8 +47,10 @@ func (e *latency) p99() (time.Duration, bool) {
 const (
 	// minPatience is longer than the pauses of a busy host and one retry at the
 	// origin. Were it shorter, those would pass for trouble in the mesh, and the
-	// block would be read twice just when everybody is busy.
-	minPatience = time.Second
+	// block would be read twice just when everybody is busy. And it is longer
+	// than the second after which a home that waits for a silent one decides by
+	// itself, so that its answer comes before patience ends.
+	minPatience = 1500 * time.Millisecond
 	// maxPatience is what a training step can lose without anybody calling it
 	// hung; it is also the patience before anything is known.
 	maxPatience = 3 * time.Second
