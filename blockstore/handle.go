@@ -76,6 +76,7 @@ func (s *Store) get(l covey.Locator) (*handle, error) {
 	if err != nil {
 		return nil, s.unreadable(l, err)
 	}
+	s.touch(k.id)
 	r, err := s.record(k)
 	if err != nil {
 		s.letGo(f, l.Index)

@@ -28,6 +28,9 @@ type Options struct {
 	FS vfs.FS
 	// SyncEvery is how long an admitted block may stay unsynced; 0 means 1 s.
 	SyncEvery time.Duration
+	// Policy says what gives way when the budget is used up; "" means
+	// [PolicyEpoch].
+	Policy Policy
 	// VerifyRate is the most bytes a second that Verify reads; 0 means 64 MiB.
 	VerifyRate int64
 	// OnCorrupt, if set, is called for every block whose bytes on disk turned
@@ -61,6 +64,11 @@ func (o Options) Validate() error {
 	}
 	if o.SyncEvery < 0 {
 		errs = append(errs, fmt.Errorf("sync interval %v: %w", o.SyncEvery, covey.ErrInvalid))
+	}
+	switch o.Policy {
+	case "", PolicyEpoch, PolicyLRU:
+	default:
+		errs = append(errs, fmt.Errorf("cache policy %q, neither %q nor %q: %w", o.Policy, PolicyEpoch, PolicyLRU, covey.ErrInvalid))
 	}
 	if o.VerifyRate < 0 {
 		errs = append(errs, fmt.Errorf("verify rate of %d bytes a second: %w", o.VerifyRate, covey.ErrInvalid))

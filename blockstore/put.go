@@ -64,7 +64,7 @@ func (s *Store) put(l covey.Locator, k blockKey, r record, data []byte) error {
 		return err
 	}
 	use := blockUse(l.Object, l.Index)
-	if err := s.reserve(k.id, use); err != nil {
+	if err := s.makeRoom(k.id, use); err != nil {
 		s.mu.Unlock()
 		s.unclaimBlock(k)
 		return err
@@ -108,7 +108,7 @@ func (s *Store) admit(id covey.ObjectID, use int64) error {
 	case s.fault != nil:
 		return fmt.Errorf("admission stopped: %w: %w", s.fault, covey.ErrReadOnly)
 	case s.used+kept+use > s.budget:
-		return fmt.Errorf("budget of %d bytes: %w", s.budget, covey.ErrFull)
+		return fmt.Errorf("%d bytes: %w", s.budget, errBudget)
 	case s.room-kept < use:
 		return errReserve
 	case len(s.pending.blocks) >= maxPending:

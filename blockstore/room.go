@@ -77,6 +77,9 @@ func (s *Store) remeasure() {
 	s.room, s.roomAt = roomOf(du), time.Now()
 }
 
+// errBudget says that the budget, not the file system, has no room.
+var errBudget = fmt.Errorf("the budget is used up: %w", covey.ErrFull)
+
 // errReserve says that the file system, not the budget, has no room.
 var errReserve = fmt.Errorf("the file system's reserve: %w", covey.ErrFull)
 

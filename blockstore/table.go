@@ -10,9 +10,9 @@ import (
 // and which of them were checked in this process's life. It is what answers
 // Present, and a Get that misses, without I/O.
 //
-// An object of up to 64 blocks costs 72 bytes in a slab without pointers, which
+// An object of up to 64 blocks costs 80 bytes in a slab without pointers, which
 // the garbage collector never walks, and 5 to 11 bytes in an open-addressed
-// bucket array; 20 million objects fit in 1.7 GB. A Go map from ObjectID to a
+// bucket array; 20 million objects fit in 1.8 GB. A Go map from ObjectID to a
 // pointer would cost three times that. The buckets are cut into 256 by the ID's
 // first byte, so that growing moves a 256th of them at a time.
 //
@@ -22,6 +22,10 @@ type table struct {
 	free    []uint32
 	buckets [256]buckets
 	big     map[uint32]*bigBits // by slot, for objects of over 64 blocks
+
+	// oldest and newest are the ends of the list of all objects in the order
+	// of their last use, as slot+1.
+	oldest, newest uint32
 
 	objects, whole, blocks int
 }
@@ -38,6 +42,9 @@ type entry struct {
 	count      uint32 // blocks here
 	checked    uint32 // blocks here and checked
 	flags      entryFlags
+	// older and newer are the neighbours in the order of last use, as slot+1, 0
+	// at the ends.
+	older, newer uint32
 }
 
 type entryFlags uint32
@@ -102,6 +109,7 @@ func (t *table) add(id covey.ObjectID, blocks int) *entry {
 		t.grow(b)
 	}
 	t.insert(b, e)
+	t.link(e)
 	t.objects++
 	if blocks == 0 {
 		t.whole++
@@ -147,6 +155,7 @@ func (t *table) insert(b *buckets, e *entry) {
 
 // remove forgets an object. The entry must not be used afterwards.
 func (t *table) remove(e *entry) {
+	t.unlink(e)
 	t.objects--
 	t.blocks -= int(e.count)
 	if e.count == e.blocks {
@@ -177,6 +186,38 @@ func (t *table) remove(e *entry) {
 	delete(t.big, e.slot)
 	t.free = append(t.free, e.slot)
 	*e = entry{}
+}
+
+// link makes an object the last used.
+func (t *table) link(e *entry) {
+	e.older, e.newer = t.newest, 0
+	if t.newest != 0 {
+		t.at(t.newest - 1).newer = e.slot + 1
+	} else {
+		t.oldest = e.slot + 1
+	}
+	t.newest = e.slot + 1
+}
+
+func (t *table) unlink(e *entry) {
+	if e.older != 0 {
+		t.at(e.older - 1).newer = e.newer
+	} else {
+		t.oldest = e.newer
+	}
+	if e.newer != 0 {
+		t.at(e.newer - 1).older = e.older
+	} else {
+		t.newest = e.older
+	}
+}
+
+// touch notes a use of the object.
+func (t *table) touch(e *entry) {
+	if t.newest != e.slot+1 {
+		t.unlink(e)
+		t.link(e)
+	}
 }
 
 func (t *table) has(e *entry, i int) bool {

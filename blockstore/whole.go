@@ -100,6 +100,9 @@ func (s *Store) hand(id covey.ObjectID, drops uint64) bool {
 		return false
 	}
 	e.flags |= flagHanded
+	if s.opts.Policy == PolicyLRU {
+		s.table.touch(e)
+	}
 	return true
 }
 

@@ -203,7 +203,7 @@ func TestPutRefusesNonsense(t *testing.T) {
 			t.Errorf("%s: %v, want ErrInvalid", name, err)
 		}
 	}
-	for _, o := range []Options{{}, {Dir: "x", Budget: -1}, {Dir: "x", SyncEvery: -1}, {Dir: "x", VerifyRate: -1}} {
+	for _, o := range []Options{{}, {Dir: "x", Budget: -1}, {Dir: "x", SyncEvery: -1}, {Dir: "x", VerifyRate: -1}, {Dir: "x", Policy: "lfu"}} {
 		if _, err := Open(o); !errors.Is(err, covey.ErrInvalid) {
 			t.Errorf("open with %+v: %v", o, err)
 		}
