@@ -16,7 +16,8 @@ import (
 
 // DemoOptions configure the demo.
 type DemoOptions struct {
-	// Binary is the covey program, S3Server the S3 server (versitygw).
+	// Binary is the covey program, S3Server the S3 server (versitygw); "" takes
+	// the repository's, built when it is missing.
 	Binary, S3Server string
 	// Tree is the directory whose regular files are the data set.
 	Tree string
@@ -52,7 +53,11 @@ func Demo(ctx context.Context, opts DemoOptions) (err error) {
 	}()
 	d := &demo{opts: opts, dir: dir, began: time.Now()}
 	defer func() { err = errors.Join(err, d.stop()) }()
-	return d.run(ctx)
+	if err := d.run(ctx); ctx.Err() == nil {
+		return err
+	}
+	// What a cancelled context breaks is as many errors as it broke.
+	return errors.New("interrupted")
 }
 
 // demo is one run.
@@ -184,7 +189,7 @@ func preflight(opts DemoOptions) error {
 	if info, err := os.Stat(opts.Binary); err != nil || info.IsDir() {
 		return fmt.Errorf("the covey program is not at %s; run `make build` first", opts.Binary)
 	}
-	if info, err := os.Stat(opts.S3Server); err != nil || info.IsDir() {
+	if info, err := os.Stat(opts.S3Server); opts.S3Server != "" && (err != nil || info.IsDir()) {
 		return fmt.Errorf("the S3 server is not at %s; run `make bin/versitygw` first", opts.S3Server)
 	}
 	if info, err := os.Stat(opts.Tree); err != nil || !info.IsDir() {
