@@ -167,6 +167,6 @@ func (t *tree) failed(ctx context.Context, path string, err error) fuse.Status {
 		t.names.Invalidate(path)
 	}
 	status := errnoOpened(ctx, err)
-	t.log.Debug("file request failed", "path", path, "errno", int(status), "error", err)
+	t.complain(ctx, "file request failed", path, status, err)
 	return status
 }

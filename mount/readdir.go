@@ -181,8 +181,9 @@ func (t *tree) readDir(cancel <-chan struct{}, in *fuse.ReadIn,
 		e, ok, err := d.at(ctx, off)
 		switch {
 		case err != nil && added == 0:
-			t.log.Debug("list directory failed", "path", d.node.path(), "error", err)
-			return errno(ctx, err)
+			status := errno(ctx, err)
+			t.complain(ctx, "list directory failed", d.node.path(), status, err)
+			return status
 		case err != nil || !ok:
 			return fuse.OK
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,7 @@ type tree struct {
 	names          Names
 	blocks         Blocks
 	log            *slog.Logger
+	complaints     complaints
 	metrics        *Metrics
 	uid, gid       uint32
 	readTimeout    time.Duration
@@ -82,8 +84,9 @@ func (t *tree) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, ou
 		return fuse.ENOENT
 	}
 	if err != nil {
-		t.log.Debug("look-up failed", "path", dir.child(name), "error", err)
-		return errno(ctx, err)
+		status := errno(ctx, err)
+		t.complain(ctx, "look-up failed", dir.child(name), status, err)
+		return status
 	}
 	e.Name = name
 	t.enter(dir, e, out)
@@ -190,7 +193,7 @@ func ages(o dataset.Options) (entry, absent time.Duration) {
 // panicked is what a request gets that ran into a bug of ours: the mount goes on.
 func panicked(log *slog.Logger) func(any) fuse.Status {
 	return func(p any) fuse.Status {
-		log.Error("mount request panicked", "panic", fmt.Sprint(p))
+		log.Error("mount request panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		return fuse.EIO
 	}
 }
