@@ -50,6 +50,25 @@ func TestConfigDefaults(t *testing.T) {
 	}
 }
 
+// A switch is on by its flag alone, and takes a value like any other setting.
+func TestConfigSwitch(t *testing.T) {
+	for _, c := range []struct {
+		file string
+		args []string
+		want bool
+	}{
+		{"", nil, false},
+		{"", []string{"--immutable"}, true},
+		{"", []string{"--immutable=true"}, true},
+		{"immutable: true\n", nil, true},
+		{"immutable: true\n", []string{"--immutable=false"}, false},
+	} {
+		if got, err := load(t, nil, c.file, c.args...); err != nil || got.policy.immutable != c.want {
+			t.Errorf("%q %q: immutable %+v, %v", c.file, c.args, got, err)
+		}
+	}
+}
+
 // Every setting must be heard from each of the three places, and an earlier
 // place must hide a later one whole.
 func TestConfigPrecedence(t *testing.T) {

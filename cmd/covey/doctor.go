@@ -149,8 +149,12 @@ func askAgent(ctx context.Context, socket string) (gateway.Status, []gateway.Pee
 	if err != nil {
 		found = append(found, finding{fail, "peers: " + err.Error(), "read the agent's log"})
 	}
-	if s.Standalone {
+	switch {
+	case s.Standalone:
 		found = append(found, finding{ok, "agent is standalone: it shares its cache with nobody", ""})
+	case err == nil && len(peers) == 0:
+		found = append(found, finding{warn, "agent is in a mesh and knows no other member",
+			"look whether the addresses of --join are right, their agents run with the same --cluster-key (covey cluster show), and no firewall is between"})
 	}
 	return s, peers, found
 }

@@ -42,7 +42,7 @@ var settings = []setting{
 	{"mount", byLine, "mount `SOURCE=DIR`, cut at its last \"=\"; may be repeated"},
 	{"data-plane", single, "how blocks travel, `tls|plain`; only tls is built (default tls)"},
 	{"max-age", single, "believe a listing for `TIME` before asking the origin again; 0s asks at each open (default 1m)"},
-	{"immutable", single, "`true` when no object ever changes: listings are believed for ever (default false)"},
+	{"immutable", single, "no object ever changes: listings are believed for ever; `true` or false (default false)"},
 	{"read-timeout", single, "`TIME` that one read may wait for the mesh and the origin before it fails with EIO (default 30s)"},
 	{"zone", single, "`NAME` of this host's zone"},
 	{"rack", single, "`NAME` of this host's rack"},
@@ -50,6 +50,9 @@ var settings = []setting{
 	{"log-level", single, "`LEVEL`: debug, info, warn or error (default info)"},
 	{"log-format", single, "`FORMAT`: text or json (default text)"},
 }
+
+// switches are the settings that a flag without a value turns on.
+var switches = []string{"immutable"}
 
 // value is what a setting was given, and where, for error messages.
 type value struct {
@@ -95,6 +98,9 @@ func addSettings(cmd *cobra.Command, names ...string) {
 		}
 		if s.list == single {
 			cmd.Flags().String(s.name, "", s.help)
+			if slices.Contains(switches, s.name) {
+				cmd.Flags().Lookup(s.name).NoOptDefVal = "true"
+			}
 		} else {
 			cmd.Flags().StringArray(s.name, nil, s.help)
 		}
