@@ -144,7 +144,18 @@ func (d *demo) readEverywhere(ctx context.Context) (time.Duration, error) {
 	for range agents {
 		<-done
 	}
-	return time.Since(began), errors.Join(errs...)
+	return time.Since(began), errors.Join(append(errs, d.deaths()...)...)
+}
+
+// deaths are the last words of agents that ended by themselves: their logs go
+// with the working directory.
+func (d *demo) deaths() (errs []error) {
+	for _, p := range d.cluster.Agents() {
+		if !p.running() {
+			errs = append(errs, fmt.Errorf("agent %s ended: %s", filepath.Base(p.Dir()), p.lastWords()))
+		}
+	}
+	return errs
 }
 
 func (d *demo) report(ctx context.Context, took time.Duration) error {

@@ -164,6 +164,21 @@ func (p *Process) lastLine() string {
 	return string(lines[len(lines)-1])
 }
 
+// lastWords is the line that says why the agent ended: its last one, or that of
+// a panic, behind which comes a trace.
+func (p *Process) lastWords() string {
+	b, err := os.ReadFile(p.LogFile())
+	if err != nil {
+		return err.Error()
+	}
+	for line := range bytes.Lines(b) {
+		if bytes.HasPrefix(line, []byte("panic: ")) || bytes.HasPrefix(line, []byte("fatal error: ")) {
+			return string(bytes.TrimSpace(line))
+		}
+	}
+	return p.lastLine()
+}
+
 // Stop asks the agent to leave and waits until it has; one that does not within
 // leaveTimeout is killed, which is an error.
 func (p *Process) Stop() error {
