@@ -36,14 +36,17 @@ type Agent interface {
 
 // Status is the answer of /api/v1/status.
 type Status struct {
-	PeerID    string    `json:"peer_id"`
-	Version   string    `json:"version"`
-	PID       int       `json:"pid"`
-	Started   time.Time `json:"started"`
-	Ready     bool      `json:"ready"`
-	Listen    []string  `json:"listen"`
-	HTTP      string    `json:"http,omitempty"`
-	DataPlane string    `json:"data_plane"`
+	PeerID  string    `json:"peer_id"`
+	Version string    `json:"version"`
+	PID     int       `json:"pid"`
+	Started time.Time `json:"started"`
+	Ready   bool      `json:"ready"`
+	// NotReady is why the agent is not ready, one line, as /readyz says it. The
+	// handler fills it in.
+	NotReady  string   `json:"not_ready,omitempty"`
+	Listen    []string `json:"listen"`
+	HTTP      string   `json:"http,omitempty"`
+	DataPlane string   `json:"data_plane"`
 	// Standalone says that the agent has no cluster key and joins nobody.
 	Standalone bool `json:"standalone"`
 	Peers      int  `json:"peers"`

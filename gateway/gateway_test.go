@@ -135,7 +135,13 @@ func TestReady(t *testing.T) {
 	if !errors.Is(err, covey.ErrUnavailable) || err.Error() != "mount /data is not mounted yet" {
 		t.Errorf("Ready while starting: %v", err)
 	}
+	if s, e := c.Status(t.Context()); e != nil || s.Ready || s.NotReady != err.Error() {
+		t.Errorf("status while starting: %+v, %v", s, e)
+	}
 	a.setReady(nil)
+	if s, err := c.Status(t.Context()); err != nil || !s.Ready || s.NotReady != "" {
+		t.Errorf("status when ready: %+v, %v", s, err)
+	}
 	if err := c.Ready(t.Context()); err != nil {
 		t.Errorf("Ready: %v", err)
 	}

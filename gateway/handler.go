@@ -200,6 +200,9 @@ func (h *handler) logCall(r *http.Request, err error) {
 
 func (h *handler) status(*http.Request) (any, error) {
 	s := h.agent.Status()
+	if err := h.agent.Ready(); err != nil {
+		s.Ready, s.NotReady = false, oneLine(err.Error())
+	}
 	s.Listen, s.Tiers, s.Mounts = list(s.Listen), list(s.Tiers), list(s.Mounts)
 	if s.OriginRequests == nil {
 		s.OriginRequests = map[string]int64{}

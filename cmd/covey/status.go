@@ -58,6 +58,9 @@ func showStatus(w io.Writer, s gateway.Status) {
 		mesh = "standalone"
 	}
 	fmt.Fprintf(w, "agent\t%s, pid %d, version %s, up %s\n", state, s.PID, s.Version, since(s.Started))
+	if s.NotReady != "" {
+		fmt.Fprintf(w, "waits\t%s\n", oneLine(s.NotReady))
+	}
 	fmt.Fprintf(w, "peer\t%s\n", s.PeerID)
 	fmt.Fprintf(w, "mesh\t%s, %s, on %s\n", mesh, s.DataPlane, strings.Join(s.Listen, " "))
 	if s.HTTP != "" {

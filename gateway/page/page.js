@@ -73,7 +73,7 @@ function showBytes(s) {
 }
 
 function showStatus(s) {
-  $("state").textContent = s.ready ? "ready" : "starting";
+  $("state").textContent = s.ready ? "ready" : "starting: " + s.not_ready;
   $("state").className = "state " + (s.ready ? "good" : "bad");
   $("identity").textContent = [
     s.version, s.peer_id, s.standalone ? "standalone" : count(s.peers) + " peers",
