@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/covey-cache/covey/origin/origintest"
+	"github.com/covey-cache/covey/peer"
 	"github.com/covey-cache/covey/testnet"
 )
 
@@ -266,6 +268,40 @@ func TestHolderStopped(t *testing.T) {
 		}
 	}()
 	m.compare(t, reader)
+}
+
+// fault 26: the origin refuses the credentials under a running agent. What is
+// cached is served, the rest is EACCES, the log says why in one line, and all is
+// well once they count again.
+func TestCredentialsRefused(t *testing.T) {
+	m := newMesh(t, map[string]int{"seen": 100, "unseen": 3 * blockSize, "dir/f": 10})
+	proxy := origintest.StartFault(t, m.s3)
+	p := m.agentWith(t, testnet.AgentSpec{Mounts: []peer.MountSpec{{Source: proxy.URL(bucket, ""), Dir: filepath.Join(m.dir, "m")}}})
+	if _, err := os.ReadFile(filepath.Join(p.Mount(), "seen")); err != nil {
+		t.Fatal(err)
+	}
+	ops := []string{"get", "list", "stat"}
+	for _, op := range ops {
+		proxy.Always(op, origintest.Answer(http.StatusForbidden, "InvalidAccessKeyId"))
+	}
+	if got, err := os.ReadFile(filepath.Join(p.Mount(), "seen")); err != nil || !bytes.Equal(got, content("seen", 100)) {
+		t.Errorf("a cached file: %v", err)
+	}
+	for range 3 {
+		for _, name := range []string{"unseen", "dir/f"} {
+			if _, err := os.ReadFile(filepath.Join(p.Mount(), name)); !errors.Is(err, syscall.EACCES) {
+				t.Errorf("%s: %v, want EACCES", name, err)
+			}
+		}
+	}
+	log, err := os.ReadFile(p.LogFile())
+	if err != nil || bytes.Count(log, []byte("level=WARN")) != 1 || !bytes.Contains(log, []byte("AWS_ACCESS_KEY_ID")) {
+		t.Errorf("want one warning with what to do: %v\n%s", err, log)
+	}
+	for _, op := range ops {
+		proxy.Always(op, nil)
+	}
+	m.compare(t, p)
 }
 
 // fault 39: many readers on many nodes want one block at once.
