@@ -52,7 +52,10 @@ func Demo(ctx context.Context, opts DemoOptions) (err error) {
 		err = errors.Join(err, os.RemoveAll(dir))
 	}()
 	d := &demo{opts: opts, dir: dir, began: time.Now()}
-	defer func() { err = errors.Join(err, d.stop()) }()
+	defer func() {
+		d.say("cleaning up")
+		err = errors.Join(err, d.stop())
+	}()
 	if err := d.run(ctx); ctx.Err() == nil {
 		return err
 	}
