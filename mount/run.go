@@ -136,7 +136,8 @@ func (m *Mount) unmountPlain() bool {
 		default:
 		}
 		err := Umount(m.dir, false)
-		if err == nil {
+		// EINVAL says that somebody else has unmounted it just now.
+		if err == nil || errors.Is(err, unix.EINVAL) {
 			return true
 		}
 		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {

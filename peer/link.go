@@ -199,10 +199,12 @@ func (n *Network) connect(ctx context.Context, p peer.ID) error {
 // client returns the shared stream of a protocol to a member, opening it if need
 // be; used says that it was there before. The opening is nobody's own: it goes on
 // when the caller leaves.
-func (n *Network) client(ctx context.Context, l *link, proto protocol.ID) (oc *openClient, used bool, err error) {
+func (n *Network) client(ctx context.Context, l *link, proto protocol.ID) (*openClient, bool, error) {
+	// oc is a variable of its own, not a result: the goroutine that opens the
+	// stream reads it, perhaps after this function has returned nil.
 	l.mu.Lock()
-	oc = l.clients[proto]
-	used = oc != nil
+	oc := l.clients[proto]
+	used := oc != nil
 	if !used {
 		oc = &openClient{ready: make(chan struct{})}
 		l.clients[proto] = oc
