@@ -30,6 +30,26 @@ type Agent interface {
 	// kept for an hour, at most 1,000 of them.
 	Job(id string) (Job, error)
 	CancelJob(id string) error
+	// Stat says how much of a mounted path, or of a source URL, is cached here.
+	// It lists the origin and leaves out versions that the origin has no more.
+	Stat(ctx context.Context, path string) (Stat, error)
+	// Du adds up what is cached here, at any version: below a path or source
+	// URL, or by data set when the path is empty.
+	Du(ctx context.Context, path string) (Du, error)
+	// Pin keeps every file at or below a path from eviction and reserves room
+	// for what is not cached yet. It pins all of them or, with an error, none;
+	// covey.ErrFull when there is no room.
+	Pin(ctx context.Context, path string) (Pinned, error)
+	// Unpin ends the pins of all files at or below a path, at any version. Their
+	// bytes stay until they are evicted.
+	Unpin(ctx context.Context, path string) (Pinned, error)
+	// Evict frees what is cached at or below a path, at any version, and tells
+	// the mesh. Where anything is pinned it frees nothing: covey.ErrInvalid.
+	Evict(ctx context.Context, path string) (Evicted, error)
+	// Verify begins to compare what is cached at or below a path, or everything
+	// when it is empty, with its digests; blocks that differ are dropped. The job
+	// goes on after ctx ends, and is "done" also when it found bad blocks.
+	Verify(ctx context.Context, path string) (Job, error)
 	// Ready is nil once the mesh listens and every configured mount is mounted.
 	Ready() error
 }
@@ -122,21 +142,94 @@ type PrefetchRequest struct {
 	Rate int64 `json:"rate_bytes,omitempty"`
 }
 
-// Job is a prefetch under way or finished.
+// PathRequest is the body of POST /api/v1/pin, unpin, evict and verify.
+type PathRequest struct {
+	// Path is an absolute path below a mount, or a source URL. Verify takes an
+	// empty one for everything that is cached.
+	Path string `json:"path"`
+}
+
+// Stat is how much of a file, or of all files below a directory, is cached here.
+type Stat struct {
+	Path string `json:"path"`
+	Kind string `json:"kind"` // "file" or "directory"
+	// Key and Version are a file's at its origin.
+	Key     string `json:"key,omitempty"`
+	Version string `json:"version,omitempty"`
+	Size    int64  `json:"size"`
+	Files   int64  `json:"files"`
+	Blocks  int64  `json:"blocks"`
+	// FilesCached are those with every block here.
+	FilesCached  int64 `json:"files_cached"`
+	BlocksCached int64 `json:"blocks_cached"`
+	// Used is what the cached blocks take of the disk.
+	Used        int64 `json:"used_bytes"`
+	FilesPinned int64 `json:"files_pinned"`
+}
+
+// Du is what is cached here.
+type Du struct {
+	// Sources are in the order of their names; one, when a path was asked for.
+	Sources []DuSource `json:"sources"`
+	Total   DuSource   `json:"total"`
+}
+
+// DuSource is what a path, a mounted data set, or an origin outside all mounted
+// data sets, takes.
+type DuSource struct {
+	Source string `json:"source"`
+	// Files have any block here; FilesCached have all.
+	Files       int64 `json:"files"`
+	FilesCached int64 `json:"files_cached"`
+	Blocks      int64 `json:"blocks"`
+	Used        int64 `json:"used_bytes"`
+	FilesPinned int64 `json:"files_pinned"`
+	// PinnedUsed is the part of Used that is pinned, and Reserved the room kept
+	// for pinned blocks that are not here yet.
+	PinnedUsed int64 `json:"pinned_used_bytes"`
+	Reserved   int64 `json:"reserved_bytes"`
+}
+
+// Pinned is what Pin or Unpin did.
+type Pinned struct {
+	Path string `json:"path"`
+	// Files are those at or below the path that Pin was to pin, or Unpin found
+	// pinned; Changed are those of them that it changed.
+	Files   int64 `json:"files"`
+	Changed int64 `json:"changed"`
+	Bytes   int64 `json:"bytes"`
+	// Missing is the room that Pin's files still have reserved, for blocks that
+	// are not here yet.
+	Missing int64 `json:"missing_bytes"`
+}
+
+// Evicted is what Evict freed.
+type Evicted struct {
+	Path  string `json:"path"`
+	Files int64  `json:"files"`
+	Freed int64  `json:"freed_bytes"`
+}
+
+// Job is a prefetch or a verification, under way or finished.
 type Job struct {
-	ID    string `json:"id"`
+	ID string `json:"id"`
+	// Kind is "prefetch" or "verify".
+	Kind  string `json:"kind,omitempty"`
 	Path  string `json:"path"`
 	State string `json:"state"` // "running", "done", "failed", "cancelled"
 	Error string `json:"error,omitempty"`
 	// Files and Bytes are what is to be done, still growing while Listing.
-	Listing    bool      `json:"listing"`
-	Files      int64     `json:"files"`
-	Bytes      int64     `json:"bytes"`
-	FilesDone  int64     `json:"files_done"`
-	BytesDone  int64     `json:"bytes_done"`
-	FilesError int64     `json:"files_failed"`
-	Started    time.Time `json:"started"`
-	Ended      time.Time `json:"ended,omitzero"`
+	Listing    bool  `json:"listing"`
+	Files      int64 `json:"files"`
+	Bytes      int64 `json:"bytes"`
+	FilesDone  int64 `json:"files_done"`
+	BytesDone  int64 `json:"bytes_done"`
+	FilesError int64 `json:"files_failed"`
+	// BadBlocks are what a verification dropped: blocks whose bytes had changed,
+	// or that the disk did not give back.
+	BadBlocks int64     `json:"bad_blocks,omitempty"`
+	Started   time.Time `json:"started"`
+	Ended     time.Time `json:"ended,omitzero"`
 }
 
 // Location says where one object's blocks are.

@@ -136,6 +136,47 @@ func (c *Client) CancelJob(ctx context.Context, id string) error {
 	return c.call(ctx, http.MethodDelete, "/api/v1/jobs/"+url.PathEscape(id), nil, nil)
 }
 
+// Stat asks how much of a path or source URL is cached by the agent.
+func (c *Client) Stat(ctx context.Context, path string) (Stat, error) {
+	return get[Stat](ctx, c, "/api/v1/stat?path="+url.QueryEscape(path))
+}
+
+// Du asks what is cached below a path or source URL, or with an empty path by
+// data set.
+func (c *Client) Du(ctx context.Context, path string) (Du, error) {
+	if path == "" {
+		return get[Du](ctx, c, "/api/v1/du")
+	}
+	return get[Du](ctx, c, "/api/v1/du?path="+url.QueryEscape(path))
+}
+
+// Pin keeps the files at or below a path from eviction: all of them or none.
+func (c *Client) Pin(ctx context.Context, path string) (Pinned, error) {
+	return post[Pinned](ctx, c, "/api/v1/pin", path)
+}
+
+// Unpin ends the pins of the files at or below a path.
+func (c *Client) Unpin(ctx context.Context, path string) (Pinned, error) {
+	return post[Pinned](ctx, c, "/api/v1/unpin", path)
+}
+
+// Evict frees what is cached at or below a path.
+func (c *Client) Evict(ctx context.Context, path string) (Evicted, error) {
+	return post[Evicted](ctx, c, "/api/v1/evict", path)
+}
+
+// Verify begins to check what is cached at or below a path, or with an empty one
+// everything, and returns the job.
+func (c *Client) Verify(ctx context.Context, path string) (Job, error) {
+	return post[Job](ctx, c, "/api/v1/verify", path)
+}
+
+func post[T any](ctx context.Context, c *Client, call, path string) (T, error) {
+	var v T
+	err := c.call(ctx, http.MethodPost, call, PathRequest{Path: path}, &v)
+	return v, err
+}
+
 func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 	var v T
 	err := c.call(ctx, http.MethodGet, path, nil, &v)

@@ -20,7 +20,9 @@ type fakeAgent struct {
 	mounts []Mount
 	jobs   map[string]Job
 	ready  error
-	locate func(ctx context.Context, path string) (Location, error)
+	// changes are the pins, unpins, evictions and verifications asked for.
+	changes []string
+	locate  func(ctx context.Context, path string) (Location, error)
 }
 
 func (a *fakeAgent) Status() Status {
@@ -97,6 +99,44 @@ func (a *fakeAgent) CancelJob(id string) error {
 	j.State = "cancelled"
 	a.jobs[id] = j
 	return nil
+}
+
+func (a *fakeAgent) Stat(_ context.Context, path string) (Stat, error) {
+	return Stat{Path: path, Kind: "file", Size: 5, Files: 1}, nil
+}
+
+func (a *fakeAgent) Du(_ context.Context, path string) (Du, error) {
+	return Du{Total: DuSource{Source: path, Used: 4096}}, nil
+}
+
+// Pin has room for every path but one.
+func (a *fakeAgent) Pin(_ context.Context, path string) (Pinned, error) {
+	if path == "/big" {
+		return Pinned{}, fmt.Errorf("pin %s: 42 bytes are missing: %w", path, covey.ErrFull)
+	}
+	a.note("pin " + path)
+	return Pinned{Path: path, Files: 2, Changed: 1}, nil
+}
+
+func (a *fakeAgent) Unpin(_ context.Context, path string) (Pinned, error) {
+	a.note("unpin " + path)
+	return Pinned{Path: path, Files: 1, Changed: 1}, nil
+}
+
+func (a *fakeAgent) Evict(_ context.Context, path string) (Evicted, error) {
+	a.note("evict " + path)
+	return Evicted{Path: path, Freed: 4096}, nil
+}
+
+func (a *fakeAgent) Verify(_ context.Context, path string) (Job, error) {
+	a.note("verify " + path)
+	return Job{ID: "v", Kind: "verify", Path: path, State: "running"}, nil
+}
+
+func (a *fakeAgent) note(change string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.changes = append(a.changes, change)
 }
 
 func (a *fakeAgent) Ready() error {

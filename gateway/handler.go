@@ -63,11 +63,14 @@ type handler struct {
 //	/api/v1/mounts           GET; POST MountRequest; DELETE ?dir=
 //	/api/v1/locate?path=     GET
 //	/api/v1/prefetch         POST PrefetchRequest
+//	/api/v1/stat?path=       GET
+//	/api/v1/du?path=         GET; without path: by data set
+//	/api/v1/pin, unpin, evict, verify   POST PathRequest
 //	/api/v1/jobs/{id}        GET; DELETE cancels
 //
 // POST and DELETE are refused with 403 unless opts.Socket is set. So is a
-// locate for anything but a path below a mount, because it would make the agent
-// open a place of the caller's choosing.
+// locate, stat or du for anything but a path below a mount, because it would
+// make the agent open a place of the caller's choosing.
 //
 // An answer that is no success is {"error": "one line"}.
 func NewHandler(agent Agent, opts HandlerOptions) http.Handler {
@@ -94,6 +97,7 @@ func NewHandler(agent Agent, opts HandlerOptions) http.Handler {
 	}))
 	mux.Handle("/api/v1/locate", h.route(verbs{http.MethodGet: h.locate}))
 	mux.Handle("/api/v1/prefetch", h.route(verbs{http.MethodPost: h.prefetch}))
+	h.addCache(mux)
 	mux.Handle("/api/v1/jobs/{id}", h.route(verbs{
 		http.MethodGet: h.job, http.MethodDelete: h.cancelJob,
 	}))
@@ -250,8 +254,8 @@ func (h *handler) locate(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !h.socket && !h.mounted(path) {
-		return nil, fmt.Errorf("locate %s: not below a mount, and this listener answers for no other place: %w", path, covey.ErrDenied)
+	if err := h.mayOpen("locate", path); err != nil {
+		return nil, err
 	}
 	loc, err := h.agent.Locate(r.Context(), path)
 	loc.Blocks = list(loc.Blocks)
@@ -260,6 +264,14 @@ func (h *handler) locate(r *http.Request) (any, error) {
 		b.Homes, b.Holders = list(b.Homes), list(b.Holders)
 	}
 	return loc, err
+}
+
+// mayOpen refuses a path that this listener must not make the agent open.
+func (h *handler) mayOpen(op, path string) error {
+	if h.socket || h.mounted(path) {
+		return nil
+	}
+	return fmt.Errorf("%s %s: not below a mount, and this listener answers for no other place: %w", op, path, covey.ErrDenied)
 }
 
 // mounted says whether path is at or below a mount.

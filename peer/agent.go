@@ -132,6 +132,8 @@ type Agent struct {
 
 	mounts *mountTable
 	jobs   *jobTable
+	// changing has a value while somebody pins, unpins or evicts by path.
+	changing chan struct{}
 
 	// notReady holds why the agent is not ready yet (a string), "" once it is.
 	notReady atomic.Value
@@ -167,7 +169,7 @@ func NewAgent(opts AgentOptions) (*Agent, error) {
 	a.mountMetrics = mount.NewMetrics(a.registry)
 	a.corrupt = newCorruptCounter(a.registry)
 	a.mounts = newMountTable()
-	a.jobs = newJobTable()
+	a.jobs, a.changing = newJobTable(), make(chan struct{}, 1)
 	if err := a.open(); err != nil {
 		a.close()
 		return nil, err

@@ -25,11 +25,11 @@ const (
 	// keepJobs and keepJobFor bound what is remembered of finished jobs.
 	keepJobs   = 1000
 	keepJobFor = time.Hour
-	// maxRunningJobs bounds the goroutines of prefetch jobs.
+	// maxRunningJobs bounds the goroutines of jobs.
 	maxRunningJobs = 16
 )
 
-// jobTable holds prefetch jobs by ID.
+// jobTable holds jobs by ID.
 type jobTable struct {
 	// mu is a leaf lock over the fields below.
 	mu      sync.Mutex
@@ -39,21 +39,44 @@ type jobTable struct {
 	all     sync.WaitGroup
 }
 
-// job is one prefetch. The counters are its own; state, err and ended are
+// The kinds of jobs.
+const (
+	kindPrefetch = "prefetch"
+	kindVerify   = "verify"
+)
+
+// job is one prefetch or verification. The counters are its own; state, err and ended are
 // guarded by mu.
 type job struct {
-	id, path string
-	started  time.Time
-	cancel   context.CancelFunc
+	id, kind, path string
+	started        time.Time
+	cancel         context.CancelFunc
 
 	listing                        atomic.Bool
 	files, bytes                   atomic.Int64
 	filesDone, bytesDone, filesBad atomic.Int64
+	blocksBad                      atomic.Int64
 
 	mu    sync.Mutex
 	state string
 	err   error
 	ended time.Time
+}
+
+// newJob returns a job that is about to run, and the context it runs under.
+func newJob(kind, path string) (*job, context.Context) {
+	running, cancel := context.WithCancel(context.Background())
+	j := &job{id: rand.Text(), kind: kind, path: path, started: time.Now(), state: "running", cancel: cancel}
+	j.listing.Store(true)
+	return j, running
+}
+
+// name is what the job does, on what, for errors.
+func (j *job) name() string {
+	if j.path == "" {
+		return j.kind + " the cache"
+	}
+	return j.kind + " " + j.path
 }
 
 func newJobTable() *jobTable { return &jobTable{byID: map[string]*job{}} }
@@ -63,10 +86,10 @@ func (t *jobTable) add(j *job) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		return fmt.Errorf("prefetch %s: the agent is leaving: %w", j.path, covey.ErrUnavailable)
+		return fmt.Errorf("%s: the agent is leaving: %w", j.name(), covey.ErrUnavailable)
 	}
 	if t.running >= maxRunningJobs {
-		return fmt.Errorf("prefetch %s: %d prefetches run already, the limit; wait for one or cancel it: %w", j.path, maxRunningJobs, covey.ErrUnavailable)
+		return fmt.Errorf("%s: %d jobs run already, the limit; wait for one or cancel it: %w", j.name(), maxRunningJobs, covey.ErrUnavailable)
 	}
 	t.forgetOld()
 	t.byID[j.id] = j
@@ -146,9 +169,10 @@ func (j *job) snapshot() gateway.Job {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	s := gateway.Job{
-		ID: j.id, Path: j.path, State: j.state, Started: j.started, Ended: j.ended,
+		ID: j.id, Kind: j.kind, Path: j.path, State: j.state, Started: j.started, Ended: j.ended,
 		Listing: j.listing.Load(), Files: j.files.Load(), Bytes: j.bytes.Load(),
 		FilesDone: j.filesDone.Load(), BytesDone: j.bytesDone.Load(), FilesError: j.filesBad.Load(),
+		BadBlocks: j.blocksBad.Load(),
 	}
 	if j.err != nil {
 		s.Error = j.err.Error()
@@ -167,30 +191,31 @@ func (a *Agent) Prefetch(ctx context.Context, r gateway.PrefetchRequest) (gatewa
 	if err != nil {
 		return gateway.Job{}, err
 	}
-	running, cancel := context.WithCancel(context.Background())
-	j := &job{id: rand.Text(), path: r.Path, started: time.Now(), state: "running", cancel: cancel}
-	j.listing.Store(true)
+	j, running := newJob(kindPrefetch, r.Path)
 	if err := a.jobs.add(j); err != nil {
-		cancel()
+		j.cancel()
 		release()
 		return gateway.Job{}, err
 	}
 	go func() {
 		defer a.jobs.done()
 		defer release()
-		defer cancel()
+		defer j.cancel()
 		j.finish(a.prefetch(running, j, ds, rel, limiter(r.Rate)))
 	}()
 	return j.snapshot(), nil
 }
 
 // limiter paces in bytes; the burst is one block of the largest size, because a
-// whole block is asked for at once.
+// whole block is asked for at once. It begins empty: a job must not start with a
+// burst of what it was told to spread.
 func limiter(bytesPerSecond int64) *rate.Limiter {
 	if bytesPerSecond == 0 {
 		return rate.NewLimiter(rate.Inf, 0)
 	}
-	return rate.NewLimiter(rate.Limit(bytesPerSecond), int(covey.MaxBlockSize))
+	l := rate.NewLimiter(rate.Limit(bytesPerSecond), int(covey.MaxBlockSize))
+	l.AllowN(time.Now(), int(covey.MaxBlockSize))
+	return l
 }
 
 func (a *Agent) prefetch(ctx context.Context, j *job, ds *dataset.Dataset, rel string, pace *rate.Limiter) error {

@@ -71,11 +71,16 @@ func (a *app) prefetch(cmd *cobra.Command, args []string) error {
 		fmt.Fprintf(a.stdout, "prefetch %s goes on as job %s\n", job.Path, job.ID)
 		return nil
 	}
+	return a.watch(ctx, cmd, client, job)
+}
+
+// watch shows a job until it ends, and returns its error.
+func (a *app) watch(ctx context.Context, cmd *cobra.Command, client *gateway.Client, job gateway.Job) error {
 	var show progress = silent{}
 	if !wantJSON(cmd) {
 		show = a.newProgress()
 	}
-	job, err = follow(ctx, client, job, show)
+	job, err := follow(ctx, client, job, show)
 	if err != nil {
 		return err
 	}
@@ -122,7 +127,7 @@ func follow(ctx context.Context, c *gateway.Client, job gateway.Job, show progre
 			continue
 		}
 		if err != nil {
-			return job, fmt.Errorf("follow prefetch of %s: %w", job.Path, err)
+			return job, fmt.Errorf("follow %s: %w", jobName(job), err)
 		}
 		job = now
 		show.show(job)
@@ -134,22 +139,40 @@ func cancelJob(ctx context.Context, c *gateway.Client, job gateway.Job) error {
 	ctx, cancel := context.WithTimeout(ctx, cancelTimeout)
 	defer cancel()
 	if err := c.CancelJob(ctx, job.ID); err != nil && !errors.Is(err, covey.ErrNotFound) {
-		return fmt.Errorf("cancel prefetch of %s: %w", job.Path, err)
+		return fmt.Errorf("cancel %s: %w", jobName(job), err)
 	}
-	return fmt.Errorf("prefetch %s: cancelled: what was fetched stays in the cache", job.Path)
+	if job.Kind == "verify" {
+		return fmt.Errorf("%s: cancelled: the rest is not checked", jobName(job))
+	}
+	return fmt.Errorf("%s: cancelled: what was fetched stays in the cache", jobName(job))
+}
+
+// jobName is what a job does, on what. An agent that does not say the kind knows
+// only prefetches.
+func jobName(job gateway.Job) string {
+	kind, path := job.Kind, job.Path
+	if kind == "" {
+		kind = "prefetch"
+	}
+	if path == "" {
+		path = "the cache"
+	}
+	return kind + " " + path
 }
 
 // outcome is the error of a job that has ended.
 func outcome(job gateway.Job) error {
 	switch {
 	case job.State == "cancelled":
-		return fmt.Errorf("prefetch %s: cancelled by somebody else", job.Path)
+		return fmt.Errorf("%s: cancelled by somebody else", jobName(job))
 	case job.FilesError > 0 && job.Error != "":
-		return fmt.Errorf("prefetch %s: %d of %d files failed, one of them: %s", job.Path, job.FilesError, job.Files, job.Error)
+		return fmt.Errorf("%s: %d of %d files failed, one of them: %s", jobName(job), job.FilesError, job.Files, job.Error)
 	case job.FilesError > 0:
-		return fmt.Errorf("prefetch %s: %d of %d files failed: the agent's log names them", job.Path, job.FilesError, job.Files)
+		return fmt.Errorf("%s: %d of %d files failed: the agent's log names them", jobName(job), job.FilesError, job.Files)
 	case job.State != "done":
-		return fmt.Errorf("prefetch %s: %s", job.Path, job.Error)
+		return fmt.Errorf("%s: %s", jobName(job), job.Error)
+	case job.BadBlocks > 0:
+		return fmt.Errorf("%s: %s bad and dropped: reads fetch them again; look at that disk", jobName(job), count(job.BadBlocks, "block"))
 	}
 	return nil
 }

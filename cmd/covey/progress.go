@@ -70,6 +70,9 @@ func files(j gateway.Job) string {
 	if j.FilesError > 0 {
 		text += fmt.Sprintf(", %d failed", j.FilesError)
 	}
+	if j.Kind == "verify" {
+		text += fmt.Sprintf(", %d bad blocks", j.BadBlocks)
+	}
 	return text
 }
 
