@@ -77,7 +77,7 @@ func (s *Store) Du(match func(covey.Object) bool) (Du, error) {
 		if st.Pinned {
 			du.Pinned++
 			du.PinnedUsed += st.Used
-			du.Missing += wholeUse(o) - st.Used
+			du.Missing += DiskUse(o) - st.Used
 		}
 	}
 	return du, nil

@@ -324,7 +324,7 @@ func (w *world) checkPins(u Usage) {
 			continue
 		}
 		pinned++
-		missing += wholeUse(o)
+		missing += DiskUse(o)
 		for _, m := range w.model {
 			if m.here && m.l.Object == o {
 				missing -= blockUse(o, m.l.Index)

@@ -131,15 +131,16 @@ func (s *Store) forgetPin(o covey.Object, id covey.ObjectID) {
 // missing is the disk use of the blocks that are not here, of an object that
 // nobody writes to. mu is held.
 func (s *Store) missing(o covey.Object, id covey.ObjectID) int64 {
-	n := wholeUse(o)
+	n := DiskUse(o)
 	if e := s.table.find(&id); e != nil {
 		n -= s.table.objectUse(e, o)
 	}
 	return n
 }
 
-// wholeUse is the disk use of all blocks of an object.
-func wholeUse(o covey.Object) int64 {
+// DiskUse is what all blocks of an object take of a budget, in bytes: each rounded
+// up to what file systems allocate.
+func DiskUse(o covey.Object) int64 {
 	n := o.Blocks()
 	if n == 0 {
 		return 0

@@ -169,10 +169,10 @@ func (d *Dataset) settle(r *run, err error) (old *listing) {
 			r.dirty.Store(true)
 		}
 	case errors.Is(err, covey.ErrFull) && n > d.opts.MaxEntries:
-		stub := newListing(r.path, r.seq, r.at)
-		stub.finish(err)
-		stub.oversize = true
-		d.listings.put(r.path, stub, dirCost)
+		partial := newListing(r.path, r.seq, r.at)
+		partial.finish(err)
+		partial.oversize = true
+		d.listings.put(r.path, partial, dirCost)
 	}
 	if old != nil && old.oversize {
 		return nil

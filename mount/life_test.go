@@ -155,7 +155,7 @@ func TestUnmount(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := fusermount(); err != nil && name == "fusermount" {
-				t.Skip(err)
+				t.Skipf("needs fusermount3: %v", err)
 			}
 			names := newFakeNames()
 			m := start(t, names, Options{})

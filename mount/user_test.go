@@ -104,13 +104,13 @@ func TestUnprivileged(t *testing.T) {
 	}
 	bin, err := fusermount()
 	if err != nil {
-		t.Skip(err)
+		t.Skipf("needs fusermount3: %v", err)
 	}
 	if st, err := os.Stat(bin); err != nil || st.Mode()&os.ModeSetuid == 0 {
 		t.Skipf("%s is not set-user-ID root, so users cannot mount", bin)
 	}
 	if userAllowOther() {
-		t.Skip("/etc/fuse.conf has user_allow_other")
+		t.Skip("needs an /etc/fuse.conf without user_allow_other")
 	}
 	base := t.TempDir()
 	dir := filepath.Join(base, "mnt")

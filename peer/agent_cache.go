@@ -153,7 +153,7 @@ func (a *Agent) unpinned(ctx context.Context, p place, r *gateway.Pinned) (fresh
 		st := a.store.Stat(o)
 		r.Files++
 		r.Bytes += o.Size
-		missing := diskUse(o) - st.Used
+		missing := blockstore.DiskUse(o) - st.Used
 		switch {
 		case st.Pinned:
 			r.Missing += missing
@@ -170,18 +170,6 @@ func (a *Agent) unpinned(ctx context.Context, p place, r *gateway.Pinned) (fresh
 	return fresh, need, err
 }
 
-// diskUse is what a whole object takes of the budget: its blocks, each rounded up
-// to what file systems allocate.
-func diskUse(o covey.Object) int64 {
-	const unit = 4 << 10
-	up := func(n int64) int64 { return (n + unit - 1) &^ (unit - 1) }
-	n := int64(o.Blocks())
-	if n == 0 {
-		return 0
-	}
-	return (n-1)*up(o.BlockSize) + up(o.BlockRange(int(n-1)).Len)
-}
-
 // pinFailed takes the pins before fresh[failed] back, and says what is missing.
 func (a *Agent) pinFailed(err error, fresh []covey.Object, failed int) error {
 	for _, o := range fresh[:failed] {
@@ -195,7 +183,7 @@ func (a *Agent) pinFailed(err error, fresh []covey.Object, failed int) error {
 	}
 	lack := room.Missing
 	for _, o := range fresh[failed+1:] {
-		lack += diskUse(o) - a.store.Stat(o).Used
+		lack += blockstore.DiskUse(o) - a.store.Stat(o).Used
 	}
 	return a.noRoom(lack, len(fresh))
 }

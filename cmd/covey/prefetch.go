@@ -32,14 +32,14 @@ func (a *app) prefetchCommand() *cobra.Command {
 		Long: `prefetch brings everything below a mounted path, or of a source, into the agent's cache,
 and shows how far it is. Ctrl-C cancels it. It fails when a file could not be fetched.`,
 		Example: `  covey prefetch /mnt/imagenet/train
-  covey prefetch s3://bucket/imagenet --replicas 2 --rate 500MiB
+  covey prefetch s3://bucket/imagenet --rate 500MiB
   covey prefetch /mnt/imagenet --detach --json | jq -r .id`,
 		Args: exactly("SOURCE|PATH"),
 		RunE: a.prefetch,
 	}
 	addClientFlags(cmd)
 	addJSONFlag(cmd)
-	cmd.Flags().Int("replicas", 0, "`N` copies that the mesh should hold; 0 means this agent's own")
+	cmd.Flags().Int("replicas", 0, "`N` copies that the mesh should hold; this version keeps one, on this agent, and refuses more")
 	cmd.Flags().String("rate", "", "at most `BYTES` a second, like 500MiB; default unlimited")
 	cmd.Flags().Bool("detach", false, "return at once; the job goes on in the agent")
 	return cmd

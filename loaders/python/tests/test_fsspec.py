@@ -119,7 +119,7 @@ def test_resolver_picks(monkeypatch: pytest.MonkeyPatch) -> None:
         Mount("s3://b/imagenet/?endpoint=http://h:9000&region=r", "/mnt/i"),
         Mount("s3://b/imagenet/val/", "/mnt/val"),
         Mount("file:///nfs/a%20b", "/mnt/nfs"),
-        Mount("file:///", "/mnt/root"),
+        Mount("file:///", "/mnt/all"),
     ]
     monkeypatch.setattr(Agent, "mounts", lambda self: table)
     for name, want in {
@@ -128,11 +128,11 @@ def test_resolver_picks(monkeypatch: pytest.MonkeyPatch) -> None:
         "s3://b/imagenet/50%25 a?b#c": "/mnt/i/50%25 a?b#c",
         "s3://b/imagenet/val/y": "/mnt/val/y",
         "/nfs/a b/c": "/mnt/nfs/c",
-        "/nfs/a bc": "/mnt/root/nfs/a bc",
+        "/nfs/a bc": "/mnt/all/nfs/a bc",
         "file:///nfs/a b/c": "/mnt/nfs/c",
-        "file:///nfs/a%20b/c": "/mnt/root/nfs/a%20b/c",
+        "file:///nfs/a%20b/c": "/mnt/all/nfs/a%20b/c",
         "/mnt/i/x": "/mnt/i/x",
-        "/mnt/i/../../etc/x": "/mnt/root/etc/x",
+        "/mnt/i/../../etc/x": "/mnt/all/etc/x",
     }.items():
         assert Resolver("/none").resolve(name) == want, name
     for name in ("s3://b/imagenet2/x", "s3://c/imagenet/x"):
