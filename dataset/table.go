@@ -165,7 +165,7 @@ func (t *Table) admit(url string, src *origin.Source, users int) (ds *Dataset, u
 		shared := *src
 		b := t.buckets[src.Bucket.Origin()]
 		if b != nil {
-			shared.Bucket, unused = b.src.Bucket, src
+			shared.Bucket, shared.Editor, unused = b.src.Bucket, b.src.Editor, src
 		} else {
 			b = &bucket{src: src}
 			t.buckets[src.Bucket.Origin()] = b

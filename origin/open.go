@@ -8,6 +8,9 @@ import (
 // set begins at.
 type Source struct {
 	Bucket Bucket
+	// Editor changes the bucket for mounts that may write; nil where the driver
+	// only reads. It shares the bucket's limit on requests.
+	Editor Editor
 	// Prefix is "" or ends with "/". Every key of the data set begins with it.
 	Prefix string
 	// URL is the source in its canonical spelling, for people and logs.

@@ -21,14 +21,7 @@ import (
 // Missing directories are made. A name too long for the file system is
 // ErrInvalid, as is a key whose parent is a file or that is a directory.
 func (b *posixBucket) Put(ctx context.Context, key string, body io.Reader, size int64) (Info, error) {
-	err := b.checkKey(key)
-	switch {
-	case errors.Is(err, covey.ErrNotFound) || strings.HasPrefix(path.Base(key), uploadPrefix):
-		err = fmt.Errorf("it cannot be the name of a file: %w", covey.ErrInvalid)
-	case err == nil && size < 0:
-		err = fmt.Errorf("%d bytes: %w", size, covey.ErrInvalid)
-	}
-	if err != nil {
+	if err := b.checkPut(key, size); err != nil {
 		return Info{}, b.fail(ctx, "put", key, err)
 	}
 	up := &upload{bucket: b, ctx: ctx, key: key, body: body, size: size}
@@ -37,6 +30,18 @@ func (b *posixBucket) Put(ctx context.Context, key string, body io.Reader, size 
 		return Info{}, b.fail(ctx, "put", key, putError(err))
 	}
 	return info, nil
+}
+
+// checkPut refuses what cannot be the name or the size of a file.
+func (b *posixBucket) checkPut(key string, size int64) error {
+	err := b.checkKey(key)
+	switch {
+	case errors.Is(err, covey.ErrNotFound) || strings.HasPrefix(path.Base(key), uploadPrefix):
+		return fmt.Errorf("it cannot be the name of a file: %w", covey.ErrInvalid)
+	case err == nil && size < 0:
+		return fmt.Errorf("%d bytes: %w", size, covey.ErrInvalid)
+	}
+	return err
 }
 
 // putError turns what would mean "no such object" into what it means for a
@@ -60,6 +65,7 @@ type upload struct {
 	key      string
 	body     io.Reader
 	size     int64
+	options  UploadOptions
 	progress atomic.Int64
 }
 
@@ -78,13 +84,13 @@ func (u *upload) run() (Info, error) {
 	temp := path.Join(dir, uploadPrefix+rand.Text())
 	info, err := u.write(root, temp)
 	if err == nil {
-		err = root.Rename(temp, u.key)
+		err = rename(root, temp, u.key, u.options.IfAbsent)
 	}
 	if err != nil {
 		return Info{}, errors.Join(err, ignoreMissing(root.Remove(temp)))
 	}
 	info.Key = u.key
-	return info, syncDir(root, dir)
+	return info, nil
 }
 
 // write makes the temporary file and describes it; a rename changes none of it.
@@ -97,6 +103,9 @@ func (u *upload) write(root *os.Root, temp string) (Info, error) {
 	n, err := io.Copy(f, &uploadBody{upload: u, rest: u.size})
 	if err == nil && n != u.size {
 		err = fmt.Errorf("the body ended %d bytes early: %w", u.size-n, covey.ErrInvalid)
+	}
+	if err == nil && u.options.Mode != 0 {
+		err = f.Chmod(u.options.Mode.Perm())
 	}
 	if err == nil {
 		err = f.Sync()

@@ -33,6 +33,7 @@ func open(ctx context.Context, rawURL string, opts Options) (*Source, error) {
 		URL:    loc.url(),
 		close:  closeDriver,
 	}
+	source.Editor = editorOf(driver, source.Bucket, opts.Metrics)
 	if opts.SkipCheck {
 		return source, nil
 	}
