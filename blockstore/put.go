@@ -23,7 +23,21 @@ const claimedWhole = -1
 // Putting a block that is already here is a no-op, except that its place is
 // brought up to date. Of several calls for one block at once, one writes.
 func (s *Store) Put(l covey.Locator, p covey.Place, d covey.Digest, data []byte) error {
-	if err := checkPut(l, p, d, data); err != nil {
+	if d.IsZero() {
+		return fmt.Errorf("admit %s: no digest: %w", l, covey.ErrInvalid)
+	}
+	return s.admitBlock(l, p, d, data)
+}
+
+// Admit is Put for bytes whose digest nobody has computed yet: it does so while it
+// writes them. Whether they are the right ones is for the caller to know, as it is
+// with bytes that come from the origin.
+func (s *Store) Admit(l covey.Locator, p covey.Place, data []byte) error {
+	return s.admitBlock(l, p, covey.Digest{}, data)
+}
+
+func (s *Store) admitBlock(l covey.Locator, p covey.Place, d covey.Digest, data []byte) error {
+	if err := checkPut(l, p, data); err != nil {
 		return fmt.Errorf("admit %s: %w", l, err)
 	}
 	if err := s.enter(); err != nil {
@@ -31,15 +45,14 @@ func (s *Store) Put(l covey.Locator, p covey.Place, d covey.Digest, data []byte)
 	}
 	defer s.leave()
 	k := blockKey{l.Object.ID(), uint32(l.Index)}
-	r := record{digest: d, crc: crc32.Checksum(data, castagnoli), place: p}
-	if err := s.put(l, k, r, data); err != nil {
+	if err := s.put(l, k, record{digest: d, place: p}, data); err != nil {
 		s.metrics.refused.Inc()
 		return fmt.Errorf("admit %s to %s: %w", l, s.opts.Dir, err)
 	}
 	return nil
 }
 
-func checkPut(l covey.Locator, p covey.Place, d covey.Digest, data []byte) error {
+func checkPut(l covey.Locator, p covey.Place, data []byte) error {
 	if err := l.Validate(); err != nil {
 		return err
 	}
@@ -48,8 +61,6 @@ func checkPut(l covey.Locator, p covey.Place, d covey.Digest, data []byte) error
 		return fmt.Errorf("%d bytes for a block of %d: %w", len(data), l.Range().Len, covey.ErrInvalid)
 	case int(p.Slot) >= covey.MaxExtentBlocks:
 		return fmt.Errorf("slot %d of an extent: %w", p.Slot, covey.ErrInvalid)
-	case d.IsZero():
-		return fmt.Errorf("no digest: %w", covey.ErrInvalid)
 	}
 	return nil
 }
@@ -71,7 +82,11 @@ func (s *Store) put(l covey.Locator, k blockKey, r record, data []byte) error {
 	}
 	s.mu.Unlock()
 
-	if err := s.data.write(k.id, l.Range().Off, data); err != nil {
+	wait := startSums(data, r.digest)
+	err := s.data.write(k.id, l.Range().Off, data)
+	got := wait()
+	r.digest, r.crc = got.digest, got.crc
+	if err != nil {
 		s.writeFailed(l, k, use, err)
 		return kind(err)
 	}
