@@ -48,11 +48,11 @@ func admit(b *testing.B, size int64) {
 	_, _ = rand.NewChaCha8([32]byte{}).Read(data)
 	digest := covey.Sum(data)
 	b.Run("put", func(b *testing.B) {
-		write, _, took := admitLoop(b, data, func(s *Store, l covey.Locator, p covey.Place) error { return s.Put(l, p, digest, data) })
+		write, _, took := admitLoop(b, data, func(s *tier, l covey.Locator, p covey.Place) error { return s.Put(l, p, digest, data) })
 		b.ReportMetric(write.Seconds()/took.Seconds(), "of-native")
 	})
 	b.Run("admit", func(b *testing.B) {
-		write, hash, took := admitLoop(b, data, func(s *Store, l covey.Locator, p covey.Place) error { return s.Admit(l, p, data) })
+		write, hash, took := admitLoop(b, data, func(s *tier, l covey.Locator, p covey.Place) error { return s.Admit(l, p, data) })
 		b.ReportMetric(max(write, hash).Seconds()/took.Seconds(), "of-native")
 	})
 }
@@ -70,7 +70,7 @@ func writeFile(path string, data []byte) error {
 // was written before is deleted, outside of the measured time.
 const admitKeep = 512 << 20
 
-func admitLoop(b *testing.B, data []byte, put func(*Store, covey.Locator, covey.Place) error) (write, hash, took time.Duration) {
+func admitLoop(b *testing.B, data []byte, put func(*tier, covey.Locator, covey.Place) error) (write, hash, took time.Duration) {
 	size, dir := int64(len(data)), b.TempDir()
 	s := mustOpen(b, Options{Dir: b.TempDir(), Budget: 1 << 40})
 	timed := func(sum *time.Duration, f func() error) {
@@ -263,7 +263,7 @@ func fillIndex(b *testing.B, dir string, objects, per int) {
 	mustClose(b, s)
 }
 
-func fillBench(s *Store, w *pebble.Batch, n, per int) error {
+func fillBench(s *tier, w *pebble.Batch, n, per int) error {
 	o := benchObject(n, int64(per)*covey.DefaultBlockSize)
 	id := o.ID()
 	p := presence{group: 1, size: o.Size, blockSize: o.BlockSize, whole: true}

@@ -12,7 +12,7 @@ import (
 // (a handle, or a descriptor given by OpenWhole), the whole object goes
 // instead: its file is unlinked and stays as it is under its readers. Dropping
 // what is not here is no error.
-func (s *Store) Drop(l covey.Locator) error {
+func (s *tier) Drop(l covey.Locator) error {
 	if err := l.Validate(); err != nil {
 		return fmt.Errorf("drop %s: %w", l, err)
 	}
@@ -26,7 +26,7 @@ func (s *Store) Drop(l covey.Locator) error {
 	return nil
 }
 
-func (s *Store) drop(l covey.Locator) error {
+func (s *tier) drop(l covey.Locator) error {
 	k := blockKey{l.Object.ID(), uint32(l.Index)}
 	s.mu.Lock()
 	s.claimBlock(k)
@@ -68,7 +68,7 @@ func (s *Store) drop(l covey.Locator) error {
 // gone. Open handles and descriptors keep their bytes. Dropping what is not here
 // is no error. A pin of the object stays, and keeps room for its blocks to come
 // back: it is for bytes that are wrong. To make room, there is Evict.
-func (s *Store) DropObject(o covey.Object) error {
+func (s *tier) DropObject(o covey.Object) error {
 	if err := o.Validate(); err != nil {
 		return fmt.Errorf("drop %s: %w", o.Key, err)
 	}
@@ -82,7 +82,7 @@ func (s *Store) DropObject(o covey.Object) error {
 	return nil
 }
 
-func (s *Store) dropObject(o covey.Object) error {
+func (s *tier) dropObject(o covey.Object) error {
 	id := o.ID()
 	s.mu.Lock()
 	s.claimWhole(id)
@@ -93,7 +93,7 @@ func (s *Store) dropObject(o covey.Object) error {
 
 // removeObject forgets an object that is claimed, and returns the room that this
 // gives back. mu is held, and given up.
-func (s *Store) removeObject(o covey.Object, id covey.ObjectID) (freed int64, err error) {
+func (s *tier) removeObject(o covey.Object, id covey.ObjectID) (freed int64, err error) {
 	e := s.table.find(&id)
 	if e == nil {
 		s.mu.Unlock()

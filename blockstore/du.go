@@ -18,7 +18,7 @@ type Stat struct {
 
 // Stat returns what is here of an object, without I/O. Of one that is neither here
 // nor pinned, that is nothing.
-func (s *Store) Stat(o covey.Object) Stat {
+func (s *tier) Stat(o covey.Object) Stat {
 	st := Stat{Object: o}
 	if o.Validate() != nil {
 		return st
@@ -29,7 +29,7 @@ func (s *Store) Stat(o covey.Object) Stat {
 
 // stat fills in what the object's name does not say, and reports whether there is
 // anything.
-func (s *Store) stat(st *Stat) bool {
+func (s *tier) stat(st *Stat) bool {
 	id := st.Object.ID()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -56,7 +56,7 @@ type Du struct {
 // Du adds up the objects, here or pinned, for which match says yes; a nil match
 // means all. It reads the name of each object from the index, and blocks nobody;
 // objects that come or go while it runs may be counted or not.
-func (s *Store) Du(match func(covey.Object) bool) (Du, error) {
+func (s *tier) Du(match func(covey.Object) bool) (Du, error) {
 	var du Du
 	for o, err := range s.known() {
 		if err != nil {
@@ -66,26 +66,42 @@ func (s *Store) Du(match func(covey.Object) bool) (Du, error) {
 		if match != nil && !match(o) || !s.stat(&st) {
 			continue
 		}
-		if st.Blocks > 0 || st.Whole {
-			du.Objects++
-		}
-		if st.Whole {
-			du.Whole++
-		}
-		du.Blocks += st.Blocks
-		du.Used += st.Used
-		if st.Pinned {
-			du.Pinned++
-			du.PinnedUsed += st.Used
-			du.Missing += DiskUse(o) - st.Used
-		}
+		du.add(st)
 	}
 	return du, nil
 }
 
+// add counts one object.
+func (du *Du) add(st Stat) {
+	if st.Blocks > 0 || st.Whole {
+		du.Objects++
+	}
+	if st.Whole {
+		du.Whole++
+	}
+	du.Blocks += st.Blocks
+	du.Used += st.Used
+	if st.Pinned {
+		du.Pinned++
+		du.PinnedUsed += st.Used
+		du.Missing += DiskUse(st.Object) - st.Used
+	}
+}
+
+// sum adds what another tier holds.
+func (du *Du) sum(d Du) {
+	du.Objects += d.Objects
+	du.Whole += d.Whole
+	du.Blocks += d.Blocks
+	du.Used += d.Used
+	du.Pinned += d.Pinned
+	du.PinnedUsed += d.PinnedUsed
+	du.Missing += d.Missing
+}
+
 // known yields each object that is here or pinned once, also those that the index
 // is yet to hear of. An error is the last that it yields.
-func (s *Store) known() iter.Seq2[covey.Object, error] {
+func (s *tier) known() iter.Seq2[covey.Object, error] {
 	return func(yield func(covey.Object, error) bool) {
 		fresh := s.freshObjects()
 		for id, o := range fresh {
@@ -118,7 +134,7 @@ func (s *Store) known() iter.Seq2[covey.Object, error] {
 }
 
 // freshObjects returns the objects that the groups not yet in the index touch.
-func (s *Store) freshObjects() map[covey.ObjectID]covey.Object {
+func (s *tier) freshObjects() map[covey.ObjectID]covey.Object {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fresh := make(map[covey.ObjectID]covey.Object)
@@ -133,14 +149,14 @@ func (s *Store) freshObjects() map[covey.ObjectID]covey.Object {
 	return fresh
 }
 
-func (s *Store) here(id covey.ObjectID) bool {
+func (s *tier) here(id covey.ObjectID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.table.find(&id) != nil
 }
 
 // nameBatch reads names of objects, as far as they can be read.
-func (s *Store) nameBatch(lower, upper []byte, to *[]covey.Object) (next []byte, err error) {
+func (s *tier) nameBatch(lower, upper []byte, to *[]covey.Object) (next []byte, err error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}

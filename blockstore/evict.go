@@ -10,7 +10,7 @@ import (
 // were: its file is unlinked. Open handles and descriptors keep their bytes, and
 // the disk its space until the last of them is closed. An object that is not here
 // frees nothing. [ErrPinned] when it is pinned.
-func (s *Store) Evict(o covey.Object) (freed int64, err error) {
+func (s *tier) Evict(o covey.Object) (freed int64, err error) {
 	if err := o.Validate(); err != nil {
 		return 0, fmt.Errorf("evict %s: %w", o.Key, err)
 	}
@@ -24,7 +24,7 @@ func (s *Store) Evict(o covey.Object) (freed int64, err error) {
 	return freed, nil
 }
 
-func (s *Store) evict(o covey.Object, id covey.ObjectID) (freed int64, err error) {
+func (s *tier) evict(o covey.Object, id covey.ObjectID) (freed int64, err error) {
 	s.mu.Lock()
 	s.claimWhole(id)
 	defer s.unclaimWhole(id)

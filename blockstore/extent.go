@@ -8,7 +8,7 @@ import (
 
 // Extent returns what the store holds of one extent, as All would yield it, and
 // false when that is nothing. It costs one short scan of the index.
-func (s *Store) Extent(id covey.ExtentID) (Held, bool) {
+func (s *tier) Extent(id covey.ExtentID) (Held, bool) {
 	recent, moved := s.recent(&id)
 	lower := append([]byte{keyExtent}, id[:]...)
 	upper := append(slices.Clone(lower), covey.MaxExtentBlocks)

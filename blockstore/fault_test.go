@@ -53,7 +53,7 @@ func TestCrashAtEachOperation(t *testing.T) {
 			runTrace(t, Options{Dir: "/a/b", Budget: 1 << 30, FS: errorfs.Wrap(mem, serial(point)), SyncEvery: time.Hour}, o, &synced)
 			t.Logf("%d crash points", len(pictures))
 			for i, fs := range pictures {
-				s, err := Open(Options{Dir: "/a/b", Budget: 1 << 30, FS: fs})
+				s, err := openTier(Options{Dir: "/a/b", Budget: 1 << 30, FS: fs})
 				if err != nil {
 					t.Fatalf("crash point %d: %v", i, err)
 				}
@@ -234,7 +234,7 @@ func TestDamagedIndex(t *testing.T) {
 func surviveDamage(t *testing.T, what, dir string, objects []covey.Object) (served int) {
 	t.Helper()
 	for try := range 2 {
-		s, err := Open(Options{Dir: dir, Budget: 1 << 30})
+		s, err := openTier(Options{Dir: dir, Budget: 1 << 30})
 		if err != nil {
 			t.Fatalf("%s: open %d: %v", what, try, err)
 		}
@@ -375,7 +375,7 @@ func TestFileSystemFull(t *testing.T) {
 	err := s.Close()
 	t.Logf("close on a full file system: %v", err)
 
-	_, err = Open(opts)
+	_, err = openTier(opts)
 	t.Logf("open on a full file system: %v", err)
 	if err != nil && (!errors.Is(err, covey.ErrFull) || strings.Contains(err.Error(), "\n")) {
 		t.Errorf("open on a full file system: %v, want one line that wraps ErrFull", err)
@@ -517,11 +517,11 @@ func TestReadOnlyDirectory(t *testing.T) {
 	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Open(Options{Dir: dir, Budget: 1 << 20})
+	_, err := openTier(Options{Dir: dir, Budget: 1 << 20})
 	if !errors.Is(err, covey.ErrReadOnly) || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), dir) {
 		t.Errorf("open: %v, want one line that wraps ErrReadOnly", err)
 	}
-	_, err = Open(Options{Dir: filepath.Join(dir, "new"), Budget: 1 << 20})
+	_, err = openTier(Options{Dir: filepath.Join(dir, "new"), Budget: 1 << 20})
 	if !errors.Is(err, covey.ErrReadOnly) {
 		t.Errorf("make: %v", err)
 	}

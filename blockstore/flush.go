@@ -12,7 +12,7 @@ import (
 
 // commitGroups commits what was admitted, at most SyncEvery after its first
 // block. It sleeps while there is nothing.
-func (s *Store) commitGroups() {
+func (s *tier) commitGroups() {
 	defer s.done.Done()
 	for {
 		select {
@@ -40,7 +40,7 @@ func (s *Store) commitGroups() {
 
 // Sync makes everything admitted so far survive a power loss. Once a disk fault
 // stopped admission it fails for ever.
-func (s *Store) Sync() error {
+func (s *tier) Sync() error {
 	if err := s.enter(); err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func (s *Store) Sync() error {
 //
 // When either fails, nothing is written to the index any more in this life: what
 // it says stays true, since data is never changed under it.
-func (s *Store) flush() error {
+func (s *tier) flush() error {
 	if err := s.index.err(); err != nil {
 		s.indexFailed(err)
 		return err
@@ -101,7 +101,7 @@ func (s *Store) flush() error {
 
 // indexFailed ends admission after a failed write of the index, and reopens the
 // index for reading. Doing so again does no harm.
-func (s *Store) indexFailed(err error) {
+func (s *tier) indexFailed(err error) {
 	s.haltOnce.Do(func() {
 		s.failWith(fmt.Errorf("cache index: %w", err))
 		s.index.halt()
@@ -115,7 +115,7 @@ func (s *Store) indexFailed(err error) {
 
 // disown forgets the blocks of a group whose files could not be synced. The
 // kernel may have thrown their pages away, and says so only once.
-func (s *Store) disown(g *group) {
+func (s *tier) disown(g *group) {
 	var empty []covey.ObjectID
 	s.mu.Lock()
 	for k, c := range g.blocks {
@@ -143,7 +143,7 @@ func (s *Store) disown(g *group) {
 }
 
 // fill writes a group into a batch.
-func (s *Store) fill(b *pebble.Batch, g *group, number uint64) error {
+func (s *tier) fill(b *pebble.Batch, g *group, number uint64) error {
 	for id, oc := range g.objects {
 		if oc.wiped {
 			if err := s.wipe(b, id); err != nil {
@@ -163,7 +163,7 @@ func (s *Store) fill(b *pebble.Batch, g *group, number uint64) error {
 	return b.Set([]byte{keyMark}, mark{group: number}.encode(), nil)
 }
 
-func (s *Store) fillBlock(b *pebble.Batch, k blockKey, c change) error {
+func (s *tier) fillBlock(b *pebble.Batch, k blockKey, c change) error {
 	if c.prior {
 		old, err := s.index.block(k)
 		switch {
@@ -197,7 +197,7 @@ func fillObject(b *pebble.Batch, id covey.ObjectID, oc *objectChange) error {
 }
 
 // wipe deletes what the index has of an object's blocks.
-func (s *Store) wipe(b *pebble.Batch, id covey.ObjectID) error {
+func (s *tier) wipe(b *pebble.Batch, id covey.ObjectID) error {
 	lower := objectKey(keyBlock, id)
 	upper := append(objectKey(keyBlock, id), 0xff, 0xff, 0xff, 0xff, 0xff)
 	_, err := s.index.scan(lower, upper, -1, func(_, v []byte) error {

@@ -32,13 +32,13 @@ type Handle interface {
 type openFile struct {
 	dataFile
 	id covey.ObjectID
-	// held has the index of each handle's block. Store.mu guards it.
+	// held has the index of each handle's block. tier.mu guards it.
 	held []uint32
 }
 
 // handle is a Handle on a block in a file.
 type handle struct {
-	s        *Store
+	s        *tier
 	f        *openFile
 	l        covey.Locator
 	off      int64
@@ -55,7 +55,7 @@ type handle struct {
 // then on ReadAt is a plain read of the file. A block that does not match, or
 // cannot be read, is dropped and counted, and Get says ErrNotFound.
 // [covey.ErrUnavailable] when the process is out of descriptors.
-func (s *Store) Get(l covey.Locator) (Handle, error) {
+func (s *tier) Get(l covey.Locator) (Handle, error) {
 	if err := l.Validate(); err != nil {
 		return nil, fmt.Errorf("get %s: %w", l, err)
 	}
@@ -70,7 +70,7 @@ func (s *Store) Get(l covey.Locator) (Handle, error) {
 	return h, nil
 }
 
-func (s *Store) get(l covey.Locator) (*handle, error) {
+func (s *tier) get(l covey.Locator) (*handle, error) {
 	k := blockKey{l.Object.ID(), uint32(l.Index)}
 	f, seen, suspect, err := s.hold(k)
 	if err != nil {
@@ -100,7 +100,7 @@ func (s *Store) get(l covey.Locator) (*handle, error) {
 }
 
 // hold opens the object's file, for a block that is here.
-func (s *Store) hold(k blockKey) (f *openFile, seen, suspect bool, err error) {
+func (s *tier) hold(k blockKey) (f *openFile, seen, suspect bool, err error) {
 	var opened uint64 // drops before f was opened
 	for {
 		s.mu.Lock()
@@ -142,7 +142,7 @@ func (s *Store) hold(k blockKey) (f *openFile, seen, suspect bool, err error) {
 }
 
 // letGo ends a handle's hold on block i.
-func (s *Store) letGo(f *openFile, i int) {
+func (s *tier) letGo(f *openFile, i int) {
 	s.mu.Lock()
 	at := slices.Index(f.held, uint32(i))
 	f.held = slices.Delete(f.held, at, at+1)
@@ -199,7 +199,7 @@ func (h *handle) verify(r record, digest bool) error {
 // unreadable handles the error of a block that should be here, and returns what
 // the caller is told: the block is dropped unless only the process is short of
 // something.
-func (s *Store) unreadable(l covey.Locator, err error) error {
+func (s *tier) unreadable(l covey.Locator, err error) error {
 	switch {
 	case errors.Is(err, covey.ErrNotFound) && !errors.Is(err, fs.ErrNotExist):
 		return covey.ErrNotFound // not here, or dropped while we looked
@@ -262,7 +262,7 @@ func (h *handle) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // readFailed drops a block under a handle, if the store still has it.
-func (s *Store) readFailed(l covey.Locator, err error) {
+func (s *tier) readFailed(l covey.Locator, err error) {
 	if s.enter() != nil {
 		return
 	}

@@ -32,7 +32,7 @@ const heldBatch = 4096
 // thousand blocks, besides those not yet written to the index. Blocks that come
 // or go while it runs may be in or not. It ends early, with a warning in the log,
 // when the index cannot be read.
-func (s *Store) All() iter.Seq[Held] {
+func (s *tier) All() iter.Seq[Held] {
 	return func(yield func(Held) bool) {
 		recent, moved := s.recent(nil)
 		var h Held
@@ -56,7 +56,7 @@ func (s *Store) All() iter.Seq[Held] {
 // recent returns the blocks that the index does not have as they are now, in the
 // order of their places, and the set of their keys. With only, it returns the
 // blocks of that extent alone; the set is of all.
-func (s *Store) recent(only *covey.ExtentID) ([]advert, map[blockKey]struct{}) {
+func (s *tier) recent(only *covey.ExtentID) ([]advert, map[blockKey]struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var recent []advert
@@ -92,7 +92,7 @@ func comparePlaces(a, b advert) int {
 
 // adverts yields the index's record of each slot in [lower, upper) whose block
 // is here and not in except.
-func (s *Store) adverts(lower, upper []byte, except map[blockKey]struct{}) iter.Seq[advert] {
+func (s *tier) adverts(lower, upper []byte, except map[blockKey]struct{}) iter.Seq[advert] {
 	return func(yield func(advert) bool) {
 		batch := make([]advert, 0, heldBatch)
 		for next := lower; next != nil; {
@@ -118,7 +118,7 @@ func (s *Store) adverts(lower, upper []byte, except map[blockKey]struct{}) iter.
 	}
 }
 
-func (s *Store) advertBatch(lower, upper []byte, to *[]advert) (next []byte, err error) {
+func (s *tier) advertBatch(lower, upper []byte, to *[]advert) (next []byte, err error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
@@ -158,7 +158,7 @@ func merge(old iter.Seq[advert], recent []advert) iter.Seq[advert] {
 // Objects yields the objects the store has any block of, in no useful order. It
 // needs little memory and blocks nobody; objects that came in the last second
 // may be missing.
-func (s *Store) Objects() iter.Seq[covey.Object] {
+func (s *tier) Objects() iter.Seq[covey.Object] {
 	return func(yield func(covey.Object) bool) {
 		upper := []byte{keyObject + 1}
 		for next := []byte{keyObject}; next != nil; {
@@ -177,7 +177,7 @@ func (s *Store) Objects() iter.Seq[covey.Object] {
 	}
 }
 
-func (s *Store) objectBatch(lower, upper []byte, to *[]covey.Object) (next []byte, err error) {
+func (s *tier) objectBatch(lower, upper []byte, to *[]covey.Object) (next []byte, err error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}

@@ -19,7 +19,7 @@ func runHolder() {
 	if dir == "" {
 		return
 	}
-	s, err := Open(Options{Dir: dir, Budget: 1 << 20})
+	s, err := openTier(Options{Dir: dir, Budget: 1 << 20})
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
@@ -52,7 +52,7 @@ func TestOneProcessOwnsADirectory(t *testing.T) {
 	if line != "held\n" {
 		t.Fatalf("other process: %q, %v", line, err)
 	}
-	_, err = Open(Options{Dir: dir})
+	_, err = openTier(Options{Dir: dir})
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("process %d;", cmd.Process.Pid)) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("second process: %v, want one line naming %d", err, cmd.Process.Pid)
 	}
@@ -63,7 +63,7 @@ func TestOneProcessOwnsADirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := mustOpen(t, Options{Dir: dir})
-	if _, err := Open(Options{Dir: dir}); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("process %d;", os.Getpid())) {
+	if _, err := openTier(Options{Dir: dir}); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("process %d;", os.Getpid())) {
 		t.Errorf("same process again: %v", err)
 	}
 	mustClose(t, s)

@@ -46,7 +46,7 @@ type world struct {
 	rng    *rand.Rand
 	fs     *vfs.MemFS
 	point  *crashPoint
-	s      *Store
+	s      *tier
 	blocks []covey.Locator
 	model  map[blockKey]*modelBlock
 	pins   map[covey.Object]bool // durable as soon as it is said
@@ -75,7 +75,7 @@ func (m *modelBlock) place(moved bool) covey.Place {
 
 func (w *world) open() {
 	w.point = &crashPoint{fs: w.fs}
-	s, err := Open(Options{
+	s, err := openTier(Options{
 		Dir: "/cache/tier", Budget: 1 << 30, FS: errorfs.Wrap(w.fs, w.point), SyncEvery: time.Hour,
 		OnCorrupt: func(covey.Locator) { w.corrupt++ },
 	})

@@ -11,7 +11,7 @@ type metrics struct {
 	commit                                          prometheus.Histogram
 }
 
-func newMetrics(s *Store, r prometheus.Registerer) *metrics {
+func newMetrics(s *tier, r prometheus.Registerer) *metrics {
 	tier := prometheus.Labels{"tier": s.opts.Dir}
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "covey_blockstore_" + name, Help: help, ConstLabels: tier})

@@ -12,7 +12,8 @@ import (
 	"github.com/covey-cache/covey"
 )
 
-// Options configure a store. The zero value of every field but Dir works.
+// Options configure a store. The zero value of every field but Dir works. Dir,
+// Budget and FS are its first tier.
 type Options struct {
 	// Dir is the cache directory. It is made when missing, with mode 0700, and
 	// owned by one process at a time (a lock file).
@@ -26,6 +27,8 @@ type Options struct {
 	// other than the operating system's, OpenWhole has no descriptor to give and
 	// finds nothing.
 	FS vfs.FS
+	// Slower are further tiers, the fastest first.
+	Slower []TierOptions
 	// SyncEvery is how long an admitted block may stay unsynced; 0 means 1 s.
 	SyncEvery time.Duration
 	// Policy says what gives way when the budget is used up; "" means
@@ -38,6 +41,31 @@ type Options struct {
 	OnCorrupt func(covey.Locator)
 	Log       *slog.Logger
 	Registry  prometheus.Registerer
+}
+
+// TierOptions are one more tier of a store: see the fields of these names in
+// [Options].
+type TierOptions struct {
+	Dir    string
+	Budget int64
+	FS     vfs.FS
+}
+
+// maxTiers bounds the tiers of a store. A node has three or four kinds of storage;
+// each tier costs an index cache of 16 MiB, and a look at its table for each miss.
+const maxTiers = 16
+
+// tiers are the options of each tier, as a store of its own.
+func (o Options) tiers() []Options {
+	all := make([]Options, 0, 1+len(o.Slower))
+	slower := o.Slower
+	o.Slower = nil
+	all = append(all, o)
+	for _, t := range slower {
+		o.Dir, o.Budget, o.FS = t.Dir, t.Budget, t.FS
+		all = append(all, o)
+	}
+	return all
 }
 
 // defaultSyncEvery is how much admission a power loss may undo. One second of
@@ -56,12 +84,16 @@ const memBudget int64 = 1 << 30
 // Validate reports every field that is wrong.
 func (o Options) Validate() error {
 	var errs []error
-	if o.Dir == "" {
-		errs = append(errs, fmt.Errorf("cache directory is not set: %w", covey.ErrInvalid))
+	tiers := o.tiers()
+	for _, t := range tiers {
+		if t.Dir == "" {
+			errs = append(errs, fmt.Errorf("cache directory is not set: %w", covey.ErrInvalid))
+		}
+		if t.Budget < 0 {
+			errs = append(errs, fmt.Errorf("cache budget of %d bytes: %w", t.Budget, covey.ErrInvalid))
+		}
 	}
-	if o.Budget < 0 {
-		errs = append(errs, fmt.Errorf("cache budget of %d bytes: %w", o.Budget, covey.ErrInvalid))
-	}
+	errs = append(errs, checkTiers(tiers))
 	if o.SyncEvery < 0 {
 		errs = append(errs, fmt.Errorf("sync interval %v: %w", o.SyncEvery, covey.ErrInvalid))
 	}

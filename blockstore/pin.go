@@ -31,7 +31,7 @@ var ErrPinned = fmt.Errorf("it is pinned; unpin it first: %w", covey.ErrInvalid)
 //
 // A [NoRoomError] when it does not fit beside what is here; Evict makes room.
 // [covey.ErrReadOnly] when a disk fault stopped admission.
-func (s *Store) Pin(o covey.Object) error {
+func (s *tier) Pin(o covey.Object) error {
 	if err := o.Validate(); err != nil {
 		return fmt.Errorf("pin %s: %w", o.Key, err)
 	}
@@ -45,7 +45,7 @@ func (s *Store) Pin(o covey.Object) error {
 	return nil
 }
 
-func (s *Store) pin(o covey.Object, id covey.ObjectID) error {
+func (s *tier) pin(o covey.Object, id covey.ObjectID) error {
 	s.mu.Lock()
 	s.claimWhole(id) // nothing of it is on its way in or out
 	defer s.unclaimWhole(id)
@@ -71,7 +71,7 @@ func (s *Store) pin(o covey.Object, id covey.ObjectID) error {
 }
 
 // fits reports whether that much more can be kept for pins. mu is held.
-func (s *Store) fits(missing int64) error {
+func (s *tier) fits(missing int64) error {
 	lack := max(s.used+s.reserved+missing-s.budget, s.reserved+missing-s.room)
 	switch {
 	case s.fault != nil:
@@ -84,7 +84,7 @@ func (s *Store) fits(missing int64) error {
 
 // Unpin ends a pin, durably. What is here stays until it is evicted. Unpinning
 // what is not pinned is no error.
-func (s *Store) Unpin(o covey.Object) error {
+func (s *tier) Unpin(o covey.Object) error {
 	if err := o.Validate(); err != nil {
 		return fmt.Errorf("unpin %s: %w", o.Key, err)
 	}
@@ -98,7 +98,7 @@ func (s *Store) Unpin(o covey.Object) error {
 	return nil
 }
 
-func (s *Store) unpin(o covey.Object, id covey.ObjectID) error {
+func (s *tier) unpin(o covey.Object, id covey.ObjectID) error {
 	s.mu.Lock()
 	s.claimWhole(id)
 	defer s.unclaimWhole(id)
@@ -117,20 +117,20 @@ func (s *Store) unpin(o covey.Object, id covey.ObjectID) error {
 }
 
 // pinned reports whether an object is pinned. mu is held.
-func (s *Store) pinned(id covey.ObjectID) bool {
+func (s *tier) pinned(id covey.ObjectID) bool {
 	_, ok := s.pins[id]
 	return ok
 }
 
 // forgetPin takes a pin back. The object is claimed and mu is held.
-func (s *Store) forgetPin(o covey.Object, id covey.ObjectID) {
+func (s *tier) forgetPin(o covey.Object, id covey.ObjectID) {
 	s.reserved -= s.missing(o, id)
 	delete(s.pins, id)
 }
 
 // missing is the disk use of the blocks that are not here, of an object that
 // nobody writes to. mu is held.
-func (s *Store) missing(o covey.Object, id covey.ObjectID) int64 {
+func (s *tier) missing(o covey.Object, id covey.ObjectID) int64 {
 	n := DiskUse(o)
 	if e := s.table.find(&id); e != nil {
 		n -= s.table.objectUse(e, o)
@@ -149,7 +149,7 @@ func DiskUse(o covey.Object) int64 {
 }
 
 // writePin makes a pin durable, or with a nil value the end of one.
-func (s *Store) writePin(id covey.ObjectID, value []byte) error {
+func (s *tier) writePin(id covey.ObjectID, value []byte) error {
 	s.flushMu.Lock()
 	defer s.flushMu.Unlock()
 	err := s.index.write(func(b *pebble.Batch) error {
@@ -167,7 +167,7 @@ func (s *Store) writePin(id covey.ObjectID, value []byte) error {
 // loadPins reads the pins, after the table. When the budget has shrunk below
 // what they need, they stay: what is pinned is admitted as far as it goes, and
 // nothing else is.
-func (s *Store) loadPins() error {
+func (s *tier) loadPins() error {
 	_, err := s.index.scan([]byte{keyPin}, []byte{keyPin + 1}, -1, func(k, v []byte) error {
 		o, err := parseObject(v)
 		if err != nil {

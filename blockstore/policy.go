@@ -27,7 +27,7 @@ const maxVictims = 1024
 
 // makeRoom takes room for a block, of what is free or of what gives way. The
 // block is claimed. mu is held, and given up between.
-func (s *Store) makeRoom(id covey.ObjectID, use int64) error {
+func (s *tier) makeRoom(id covey.ObjectID, use int64) error {
 	err := s.reserve(id, use)
 	if s.opts.Policy != PolicyLRU || s.reserved+use > s.budget {
 		return err
@@ -49,7 +49,7 @@ func (s *Store) makeRoom(id covey.ObjectID, use int64) error {
 
 // evictOldest evicts the object that was used the longest ago, other than the one
 // that room is made for; false when there is none. mu is held, and given up between.
-func (s *Store) evictOldest(keep covey.ObjectID) bool {
+func (s *tier) evictOldest(keep covey.ObjectID) bool {
 	e := s.victim(keep)
 	if e == nil {
 		return false
@@ -81,7 +81,7 @@ const maxPassed = 64
 // victim returns the object that was used the longest ago and may go. Those that
 // may not are put at the other end, so that the next search does not meet them
 // again. mu is held.
-func (s *Store) victim(keep covey.ObjectID) *entry {
+func (s *tier) victim(keep covey.ObjectID) *entry {
 	for n := 0; n < maxPassed && s.table.oldest != 0; n++ {
 		e := s.table.at(s.table.oldest - 1)
 		if e.count > 0 && e.id != keep && s.claims[e.id] == 0 && !s.pinned(e.id) {
@@ -93,7 +93,7 @@ func (s *Store) victim(keep covey.ObjectID) *entry {
 }
 
 // touch notes a use of an object, where that matters.
-func (s *Store) touch(id covey.ObjectID) {
+func (s *tier) touch(id covey.ObjectID) {
 	if s.opts.Policy != PolicyLRU {
 		return
 	}
@@ -105,7 +105,7 @@ func (s *Store) touch(id covey.ObjectID) {
 }
 
 // name returns what an object that is here is called.
-func (s *Store) name(id covey.ObjectID) (o covey.Object, err error) {
+func (s *tier) name(id covey.ObjectID) (o covey.Object, err error) {
 	s.mu.Lock()
 	for _, g := range [...]*group{s.pending, s.flushing} {
 		if g != nil && g.objects[id] != nil {

@@ -48,7 +48,7 @@ func TestHitRatio(t *testing.T) {
 }
 
 // readThrough reads a block as a cache does, and reports whether it was a hit.
-func readThrough(t *testing.T, s *Store, l covey.Locator) bool {
+func readThrough(t *testing.T, s *tier, l covey.Locator) bool {
 	h, err := s.Get(l)
 	if err == nil {
 		h.Release()

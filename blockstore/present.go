@@ -9,8 +9,14 @@ import (
 // Present returns which blocks of the extent are here, without I/O. A block that
 // was not read in this life may yet turn out to be damaged, and Get then drops
 // it.
-func (s *Store) Present(e *covey.Extent) covey.Bitmap {
-	ids := s.extents.ids(e)
+func (s *tier) Present(e *covey.Extent) covey.Bitmap { return s.present(e, s.extents.ids(e)) }
+
+// present is Present for an extent whose ObjectIDs are known, as extentCache.ids
+// returns them.
+func (s *tier) present(e *covey.Extent, ids []covey.ObjectID) covey.Bitmap {
+	if len(ids) == 0 {
+		return 0
+	}
 	var have covey.Bitmap
 	s.mu.Lock()
 	defer s.mu.Unlock()

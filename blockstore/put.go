@@ -10,7 +10,7 @@ import (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// claimedWhole in Store.claims says that an object's file as such is made or
+// claimedWhole in tier.claims says that an object's file as such is made or
 // removed.
 const claimedWhole = -1
 
@@ -22,7 +22,7 @@ const claimedWhole = -1
 //
 // Putting a block that is already here is a no-op, except that its place is
 // brought up to date. Of several calls for one block at once, one writes.
-func (s *Store) Put(l covey.Locator, p covey.Place, d covey.Digest, data []byte) error {
+func (s *tier) Put(l covey.Locator, p covey.Place, d covey.Digest, data []byte) error {
 	if d.IsZero() {
 		return fmt.Errorf("admit %s: no digest: %w", l, covey.ErrInvalid)
 	}
@@ -32,11 +32,11 @@ func (s *Store) Put(l covey.Locator, p covey.Place, d covey.Digest, data []byte)
 // Admit is Put for bytes whose digest nobody has computed yet: it does so while it
 // writes them. Whether they are the right ones is for the caller to know, as it is
 // with bytes that come from the origin.
-func (s *Store) Admit(l covey.Locator, p covey.Place, data []byte) error {
+func (s *tier) Admit(l covey.Locator, p covey.Place, data []byte) error {
 	return s.admitBlock(l, p, covey.Digest{}, data)
 }
 
-func (s *Store) admitBlock(l covey.Locator, p covey.Place, d covey.Digest, data []byte) error {
+func (s *tier) admitBlock(l covey.Locator, p covey.Place, d covey.Digest, data []byte) error {
 	if err := checkPut(l, p, data); err != nil {
 		return fmt.Errorf("admit %s: %w", l, err)
 	}
@@ -65,7 +65,7 @@ func checkPut(l covey.Locator, p covey.Place, data []byte) error {
 	return nil
 }
 
-func (s *Store) put(l covey.Locator, k blockKey, r record, data []byte) error {
+func (s *tier) put(l covey.Locator, k blockKey, r record, data []byte) error {
 	s.mu.Lock()
 	s.claimBlock(k)
 	if e := s.table.find(&k.id); e != nil && s.table.has(e, l.Index) {
@@ -106,7 +106,7 @@ func (s *Store) put(l covey.Locator, k blockKey, r record, data []byte) error {
 
 // mayHaveRecord reports whether the index may have a record of a block that is
 // not here: only if it was dropped and the drop is not written yet.
-func (s *Store) mayHaveRecord(k blockKey) bool {
+func (s *tier) mayHaveRecord(k blockKey) bool {
 	_, inPending := s.pending.lookup(k)
 	_, inFlushing := s.flushing.lookup(k)
 	return inPending || inFlushing
@@ -114,7 +114,7 @@ func (s *Store) mayHaveRecord(k blockKey) bool {
 
 // admit takes the disk use of a block from the room there is: for a pinned object
 // from what is reserved, for any other from what is not. mu is held.
-func (s *Store) admit(id covey.ObjectID, use int64) error {
+func (s *tier) admit(id covey.ObjectID, use int64) error {
 	kept := s.reserved
 	if s.pinned(id) {
 		kept = 0
@@ -136,7 +136,7 @@ func (s *Store) admit(id covey.ObjectID, use int64) error {
 
 // charge counts room that blocks of the object take; a negative use gives it
 // back. mu is held.
-func (s *Store) charge(id covey.ObjectID, use int64) {
+func (s *tier) charge(id covey.ObjectID, use int64) {
 	s.used += use
 	if s.pinned(id) {
 		s.reserved -= use
@@ -145,7 +145,7 @@ func (s *Store) charge(id covey.ObjectID, use int64) {
 
 // writeFailed takes back what put had reserved, and stops admission when the
 // disk is at fault.
-func (s *Store) writeFailed(l covey.Locator, k blockKey, use int64, err error) {
+func (s *tier) writeFailed(l covey.Locator, k blockKey, use int64, err error) {
 	if !isTransient(err) && !isPlanted(err) {
 		s.failWith(err)
 	}
@@ -161,7 +161,7 @@ func (s *Store) writeFailed(l covey.Locator, k blockKey, use int64, err error) {
 
 // replace brings the place of a block that is here up to date. The block is
 // claimed.
-func (s *Store) replace(l covey.Locator, k blockKey, p covey.Place) error {
+func (s *tier) replace(l covey.Locator, k blockKey, p covey.Place) error {
 	r, err := s.record(k)
 	if err != nil || r.place == p {
 		return err
@@ -177,13 +177,13 @@ func (s *Store) replace(l covey.Locator, k blockKey, p covey.Place) error {
 }
 
 // note adds a change to the pending group. mu is held.
-func (s *Store) note(o covey.Object, k blockKey, c change) {
+func (s *tier) note(o covey.Object, k blockKey, c change) {
 	s.pending.put(o, k, c)
 	s.noted()
 }
 
 // noted sees to it that the pending group gets committed. mu is held.
-func (s *Store) noted() {
+func (s *tier) noted() {
 	signal(s.wake)
 	if len(s.pending.blocks) >= maxPending/2 {
 		signal(s.kick)
@@ -201,7 +201,7 @@ func signal(c chan struct{}) {
 var errNoRecord = fmt.Errorf("no record in the index: %w", covey.ErrCorrupt)
 
 // record returns what is known of a block that is here.
-func (s *Store) record(k blockKey) (record, error) {
+func (s *tier) record(k blockKey) (record, error) {
 	s.mu.Lock()
 	c, known := s.pending.lookup(k)
 	if !known {
@@ -222,7 +222,7 @@ func (s *Store) record(k blockKey) (record, error) {
 }
 
 // PutEmpty makes an object of no blocks known, so that OpenWhole finds it.
-func (s *Store) PutEmpty(o covey.Object) error {
+func (s *tier) PutEmpty(o covey.Object) error {
 	if err := o.Validate(); err != nil || o.Size != 0 {
 		return fmt.Errorf("admit %s of %d bytes as empty: %w", o.Key, o.Size, covey.ErrInvalid)
 	}
@@ -259,7 +259,7 @@ func (s *Store) PutEmpty(o covey.Object) error {
 
 // claimBlock waits until nobody else writes to the block or changes the file as
 // such. mu is held.
-func (s *Store) claimBlock(k blockKey) {
+func (s *tier) claimBlock(k blockKey) {
 	for {
 		_, taken := s.writing[k]
 		if !taken && s.claims[k.id] != claimedWhole {
@@ -271,7 +271,7 @@ func (s *Store) claimBlock(k blockKey) {
 	}
 }
 
-func (s *Store) unclaimBlock(k blockKey) {
+func (s *tier) unclaimBlock(k blockKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.writing, k)
@@ -283,14 +283,14 @@ func (s *Store) unclaimBlock(k blockKey) {
 
 // claimWhole waits until nobody else writes to any block of the object. mu is
 // held.
-func (s *Store) claimWhole(id covey.ObjectID) {
+func (s *tier) claimWhole(id covey.ObjectID) {
 	for s.claims[id] != 0 {
 		s.changed.Wait()
 	}
 	s.claims[id] = claimedWhole
 }
 
-func (s *Store) unclaimWhole(id covey.ObjectID) {
+func (s *tier) unclaimWhole(id covey.ObjectID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.claims, id)

@@ -10,7 +10,7 @@ import (
 
 // recover opens the index and fills the table from it. An index that is damaged
 // is moved aside, and the store starts with an empty one.
-func (s *Store) recover() (crashed bool, err error) {
+func (s *tier) recover() (crashed bool, err error) {
 	err = covey.ErrCorrupt
 	if !s.at.exists(nameDamaged) {
 		crashed, err = s.load()
@@ -32,7 +32,7 @@ func (s *Store) recover() (crashed bool, err error) {
 	return s.load()
 }
 
-func (s *Store) load() (crashed bool, err error) {
+func (s *tier) load() (crashed bool, err error) {
 	if err := s.at.makeDirs(); err != nil {
 		return false, err
 	}
@@ -61,7 +61,7 @@ func (s *Store) load() (crashed bool, err error) {
 	return !m.clean, s.index.setMark(mark{group: m.group})
 }
 
-func (s *Store) startData() error {
+func (s *tier) startData() error {
 	used := false
 	if _, err := s.index.scan([]byte{0}, []byte{0xff}, 1, func(_, _ []byte) error {
 		used = true
@@ -90,7 +90,7 @@ const loaders = 4
 
 // loadTable reads the presence records. It takes time for every object, not for
 // every block.
-func (s *Store) loadTable(m mark) error {
+func (s *tier) loadTable(m mark) error {
 	var wg sync.WaitGroup
 	errs := make([]error, loaders)
 	for i := range loaders {
@@ -108,7 +108,7 @@ func (s *Store) loadTable(m mark) error {
 // loadBatch is how many records are added to the table under one lock.
 const loadBatch = 1024
 
-func (s *Store) loadRange(lower, upper []byte, m mark) error {
+func (s *tier) loadRange(lower, upper []byte, m mark) error {
 	type loaded struct {
 		id covey.ObjectID
 		p  presence

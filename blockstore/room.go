@@ -43,7 +43,7 @@ const maxReserve int64 = 1 << 30
 const unlimited int64 = 1 << 62
 
 // measure asks the file system for its room, and returns the budget.
-func (s *Store) measure() (budget int64, err error) {
+func (s *tier) measure() (budget int64, err error) {
 	du, err := s.at.fs.GetDiskUsage(s.opts.Dir)
 	budget, s.room = s.opts.Budget, unlimited
 	switch {
@@ -67,7 +67,7 @@ func roomOf(du vfs.DiskUsage) int64 {
 }
 
 // remeasure brings the room up to date; others write to the file system as well.
-func (s *Store) remeasure() {
+func (s *tier) remeasure() {
 	du, err := s.at.fs.GetDiskUsage(s.opts.Dir)
 	if err != nil {
 		return // the last figure, less what was admitted since, still holds
@@ -89,7 +89,7 @@ const askEvery = time.Second
 
 // reserve takes room for a block. mu is held; it is given up while the file
 // system is asked.
-func (s *Store) reserve(id covey.ObjectID, use int64) error {
+func (s *tier) reserve(id covey.ObjectID, use int64) error {
 	err := s.admit(id, use)
 	if !errors.Is(err, errReserve) || time.Since(s.roomAt) < askEvery {
 		return err

@@ -1,10 +1,10 @@
-// Package blockstore keeps verified blocks on local disk.
+// Package blockstore keeps verified blocks on local disk, in tiers.
 //
-// All cached blocks of one object live in one sparse file at their true offsets,
-// so that a whole object can be handed to the kernel as it is; which ranges are
-// present, their digests and where they are advertised live in a Pebble index.
-// Data is written before the index names it, so a crash loses recent blocks and
-// never serves a wrong one.
+// A tier is a directory with a byte budget. All cached blocks of one object in one
+// tier live in one sparse file at their true offsets, so that a whole object can be
+// handed to the kernel as it is; which ranges are present, their digests and where
+// they are advertised live in a Pebble index. Data is written before the index
+// names it, so a crash loses recent blocks and never serves a wrong one.
 //
 // FORMAT.md has what is on disk, and what every crash leaves of it.
 package blockstore
@@ -12,90 +12,46 @@ package blockstore
 import (
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
+	"iter"
 	"log/slog"
+	"strings"
 	"sync"
-	"time"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
+	"sync/atomic"
 
 	"github.com/covey-cache/covey"
 )
 
-// Store is one tier: a directory of blocks with a byte budget. All methods may
-// be called concurrently.
+// Store is the cache of one host: its tiers, the fastest first. All methods may be
+// called concurrently.
 //
-// What is here is known in memory (table); what a block contains is in the
-// index, or for the last second in a group that has yet to be written there. A
-// block is checked against its checksum once in the store's life, before it is
-// served for the first time; admission counts as that check. From then on reads
-// are plain reads of the file.
+// A new object goes to the first tier that has room for all of it, and its later
+// blocks go where the first ones are, so that it is in one file and can be passed
+// through; where no tier has room for all of it, a block goes to the first that has
+// room for the block. A block is looked for in every tier.
 //
-// Open starts two goroutines, which sleep while nothing is admitted: one commits
-// groups, one does what may take long (checking large objects, clearing out what
-// a crash left). Close joins both.
+// Each tier stands for itself: its own lock, index and files, valid without the
+// others. One that fails takes its blocks with it and nothing else.
 type Store struct {
 	opts    Options
 	log     *slog.Logger
-	at      layout
-	lock    io.Closer
-	data    dataDir
-	index   *index
-	metrics *metrics
+	shelves []*shelf // fastest first
 	extents extentCache
 
-	wake   chan struct{} // the first change of a group was made
-	kick   chan struct{} // the group is large: do not wait
-	stop   chan struct{}
-	checks chan covey.Object // large objects to check
-	done   sync.WaitGroup
+	// moves counts the times that blocks which are in two tiers went from one of
+	// them, so that a reader who found them in neither knows to look again.
+	moves atomic.Uint64
 
-	haltOnce sync.Once
-
-	// flushMu lets one group be committed at a time. It is taken before mu.
-	flushMu sync.Mutex
-
-	// mu guards everything below. Code that holds it does no I/O.
-	//
-	// INVARIANT: a block is set in the table exactly when its bytes are in the
-	// file and its record is in pending, flushing or the index.
-	// INVARIANT: used is the disk use of all blocks in the table and of all
-	// that are being written.
-	// INVARIANT: reserved is the disk use of all blocks of pinned objects that
-	// are neither.
-	mu sync.Mutex
-	// changed is told when a claim, a use of the store or a group ends.
-	changed *sync.Cond
-	table   *table
-	budget  int64
-	used    int64
-	// reserved is room kept free for what is pinned and not here yet.
-	reserved int64
-	pins     map[covey.ObjectID]struct{}
-	room     int64 // what the file system can take, as far as we know
-	roomAt   time.Time
-	pending  *group
-	// flushing is the group being committed, nil when none is. When that
-	// fails, it stays: its blocks are served for the rest of the store's life.
-	flushing *group
-	group    uint64 // number of the last sealed group
-	// claims counts who is writing to an object's file: blocks being written,
-	// or claimedWhole while the file as such is changed.
-	claims  map[covey.ObjectID]int
-	writing map[blockKey]struct{}
-	open    map[covey.ObjectID]*openFile
-	queued  map[covey.ObjectID]struct{} // in checks
-	// drops counts every time that blocks went, so that a reader who looked,
-	// then opened, knows to look again.
-	drops uint64
-	// fault is what ended admission, nil while it goes on.
-	fault  error
-	active int // calls in progress
-	closed bool
+	closing sync.Once
+	closed  error
 }
 
-// Usage is what a tier holds.
+// shelf is a tier's place in the store.
+type shelf struct {
+	opts Options // its own, with defaults
+	at   atomic.Pointer[tier]
+}
+
+// Usage is what a tier holds, or what all of a store's do.
 type Usage struct {
 	Dir            string
 	Budget, Used   int64 // bytes
@@ -106,190 +62,121 @@ type Usage struct {
 	ReadOnly       bool // a disk fault stopped admission
 }
 
-// errClosed is what calls after Close get.
-var errClosed = fmt.Errorf("block store is closed: %w", covey.ErrUnavailable)
-
-// Open takes the directory and reads what an earlier process left there. An
-// index that cannot be read is moved aside, and the store starts empty.
+// Open takes the directories and reads what an earlier process left there. An
+// index that cannot be read is moved aside, and its tier starts empty.
 //
-// The error says what is wrong with the directory: [covey.ErrInvalid] when it is
-// somebody else's or of an unknown format, [covey.ErrUnavailable] when another
-// process has it, [covey.ErrReadOnly] when it cannot be written to,
-// [covey.ErrFull] when the file system has no room for the index.
+// The error says what is wrong with which directory: [covey.ErrInvalid] when it is
+// somebody else's, of an unknown format, within another one, or given a budget
+// above its disk; [covey.ErrUnavailable] when another process has it;
+// [covey.ErrReadOnly] when it cannot be written to; [covey.ErrFull] when the file
+// system has no room for the index.
 func Open(opts Options) (*Store, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, fmt.Errorf("open block store: %w", err)
 	}
 	opts = opts.withDefaults()
-	s := &Store{
-		opts: opts, log: opts.Log,
-		at:      layout{fs: opts.FS, os: opts.FS == nil, dir: opts.Dir},
-		wake:    make(chan struct{}, 1),
-		kick:    make(chan struct{}, 1),
-		stop:    make(chan struct{}),
-		checks:  make(chan covey.Object, maxChecks),
-		table:   newTable(),
-		pending: newGroup(),
-		pins:    make(map[covey.ObjectID]struct{}),
-		claims:  make(map[covey.ObjectID]int),
-		writing: make(map[blockKey]struct{}),
-		open:    make(map[covey.ObjectID]*openFile),
-		queued:  make(map[covey.ObjectID]struct{}),
+	s := &Store{opts: opts, log: opts.Log}
+	for _, o := range opts.tiers() {
+		s.shelves = append(s.shelves, &shelf{opts: o})
 	}
-	if s.at.os {
-		s.at.fs = vfs.Default
+	if err := checkBudgets(opts.tiers()); err != nil {
+		return nil, fmt.Errorf("open block store: %w", err)
 	}
-	s.changed = sync.NewCond(&s.mu)
-	crashed, err := s.start()
-	if err != nil {
-		_ = s.release() // err says why
-		return nil, fmt.Errorf("open block store %s: %w", opts.Dir, kind(err))
+	for _, sh := range s.shelves {
+		t, err := openTier(sh.opts)
+		if err != nil {
+			_ = s.Close() // err says why
+			return nil, err
+		}
+		sh.at.Store(t)
 	}
-	s.metrics = newMetrics(s, opts.Registry)
-	s.done.Add(2)
-	go s.commitGroups()
-	go s.background(crashed)
 	return s, nil
 }
 
-// start does the I/O of Open. crashed reports that the last process did not
-// close the store.
-func (s *Store) start() (crashed bool, err error) {
-	if err := s.at.prepare(); err != nil {
-		return false, err
+// tiers yields the tiers in use, the fastest first.
+func (s *Store) tiers() iter.Seq[*tier] {
+	return func(yield func(*tier) bool) {
+		for _, sh := range s.shelves {
+			if t := sh.at.Load(); t != nil && !yield(t) {
+				return
+			}
+		}
 	}
-	if s.lock, err = s.at.lock(); err != nil {
-		return false, err
-	}
-	if err := s.at.check(); err != nil {
-		return false, err
-	}
-	crashed, err = s.recover()
-	if err != nil {
-		return false, err
-	}
-	if err := s.openData(); err != nil {
-		return false, err
-	}
-	s.budget, err = s.measure()
-	return crashed, err
 }
 
-func (s *Store) openData() (err error) {
-	dir := s.at.path(nameData)
-	if s.at.os {
-		s.data, err = openOSData(dir)
-		return err
-	}
-	s.data = &fsData{fs: s.at.fs, dir: dir}
-	return nil
+// Close makes what was admitted durable, marks the tiers clean and gives up the
+// directories. Handles stay readable. Calls in progress are waited for, later ones
+// fail. Closing again does nothing.
+func (s *Store) Close() error {
+	s.closing.Do(func() {
+		var errs []error
+		for t := range s.tiers() {
+			errs = append(errs, t.Close())
+		}
+		s.closed = errors.Join(errs...)
+	})
+	return s.closed
 }
 
-// release gives up whatever start got hold of.
-func (s *Store) release() error {
+// Sync makes everything admitted so far survive a power loss. Once a disk fault
+// stopped admission to a tier it fails for as long as that lasts.
+func (s *Store) Sync() error {
 	var errs []error
-	if s.index != nil {
-		errs = append(errs, s.index.close())
-	}
-	if s.data != nil {
-		errs = append(errs, s.data.close())
-	}
-	if s.lock != nil {
-		errs = append(errs, s.lock.Close())
+	for t := range s.tiers() {
+		errs = append(errs, t.Sync())
 	}
 	return errors.Join(errs...)
 }
 
-// Close makes what was admitted durable, marks the store clean and gives up the
-// directory. Handles stay readable. Calls in progress are waited for, later ones
-// fail. Closing again does nothing.
-func (s *Store) Close() error {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return nil
-	}
-	s.closed = true
-	close(s.stop)
-	for s.active > 0 {
-		s.changed.Wait()
-	}
-	s.mu.Unlock()
-	s.done.Wait()
-	s.metrics.close()
-
-	s.flushMu.Lock()
-	defer s.flushMu.Unlock()
-	err := s.flush()
-	if err == nil {
-		err = s.index.setMark(mark{group: s.group, clean: true})
-	}
-	if s.index.corrupt.Load() {
-		err = errors.Join(err, s.at.noteDamage())
-	}
-	if err = errors.Join(err, s.release()); err != nil {
-		return fmt.Errorf("close block store %s: %w", s.opts.Dir, err)
-	}
-	return nil
-}
-
-// enter begins a call that does I/O; leave ends it.
-func (s *Store) enter() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return errClosed
-	}
-	s.active++
-	return nil
-}
-
-func (s *Store) leave() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.active--
-	if s.closed {
-		s.changed.Broadcast()
-	}
-}
-
-// Usage returns what the store holds now.
+// Usage adds up what all tiers hold now. An object in two tiers counts twice.
+// ReadOnly says that none of them admits anything.
 func (s *Store) Usage() Usage {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return Usage{
-		Dir: s.opts.Dir, Budget: s.budget, Used: s.used,
-		Objects: s.table.objects, Whole: s.table.whole, Blocks: s.table.blocks,
-		Reserved: s.reserved, Pinned: len(s.pins),
-		ReadOnly: s.fault != nil,
+	sum := Usage{ReadOnly: true}
+	var dirs []string
+	for _, u := range s.Tiers() {
+		dirs = append(dirs, u.Dir)
+		sum.Budget += u.Budget
+		sum.Used += u.Used
+		sum.Reserved += u.Reserved
+		sum.Pinned += u.Pinned
+		sum.Objects += u.Objects
+		sum.Whole += u.Whole
+		sum.Blocks += u.Blocks
+		sum.ReadOnly = sum.ReadOnly && u.ReadOnly
+	}
+	sum.Dir = strings.Join(dirs, ", ")
+	return sum
+}
+
+// Tiers returns what each tier holds now, the fastest first.
+func (s *Store) Tiers() []Usage {
+	list := make([]Usage, 0, len(s.shelves))
+	for _, sh := range s.shelves {
+		if t := sh.at.Load(); t != nil {
+			list = append(list, t.Usage())
+		} else {
+			list = append(list, Usage{Dir: sh.opts.Dir, Budget: sh.opts.Budget, ReadOnly: true})
+		}
+	}
+	return list
+}
+
+// settled calls look until no block moved between tiers while it ran, or it found
+// what it looked for. Blocks are in their new tier before they leave the old one,
+// so that only a look at both, in the wrong order, can miss them.
+func (s *Store) settled(look func() (found bool)) {
+	for {
+		before := s.moves.Load()
+		if look() || s.moves.Load() == before {
+			return
+		}
 	}
 }
 
-// failWith ends admission for the rest of the store's life; reads go on. Only
-// the first fault is logged: a failing disk has one for every block.
-func (s *Store) failWith(err error) {
-	s.mu.Lock()
-	first := s.fault == nil
-	if first {
-		s.fault = err
+// worse returns the error that tells a caller more: any other than "not here".
+func worse(a, b error) error {
+	if a == nil || b != nil && errors.Is(a, covey.ErrNotFound) {
+		return b
 	}
-	s.mu.Unlock()
-	if first {
-		s.log.Error("cache admits nothing any more; restart the agent when the disk is mended",
-			"tier", s.opts.Dir, "err", err)
-	}
-}
-
-// kind marks an error of the operating system with the covey error that callers
-// act upon.
-func kind(err error) error {
-	switch {
-	case isFull(err):
-		return fmt.Errorf("%w: %w", err, covey.ErrFull)
-	case isReadOnly(err), errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w: %w", err, covey.ErrReadOnly)
-	case isTransient(err):
-		return fmt.Errorf("%w: %w", err, covey.ErrUnavailable)
-	}
-	return err
+	return a
 }

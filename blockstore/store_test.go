@@ -48,7 +48,7 @@ func placeOf(l covey.Locator) covey.Place {
 	return covey.Place{Extent: e.ID, Slot: uint8(l.Index % covey.MaxExtentBlocks)}
 }
 
-func put(t testing.TB, s *Store, l covey.Locator) {
+func put(t testing.TB, s blocks, l covey.Locator) {
 	t.Helper()
 	b := content(l)
 	if err := s.Put(l, placeOf(l), covey.Sum(b), b); err != nil {
@@ -56,16 +56,16 @@ func put(t testing.TB, s *Store, l covey.Locator) {
 	}
 }
 
-func putAll(t testing.TB, s *Store, o covey.Object) {
+func putAll(t testing.TB, s blocks, o covey.Object) {
 	t.Helper()
 	for i := range o.Blocks() {
 		put(t, s, o.Block(i))
 	}
 }
 
-func mustOpen(t testing.TB, o Options) *Store {
+func mustOpen(t testing.TB, o Options) *tier {
 	t.Helper()
-	s, err := Open(o)
+	s, err := openTier(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func mustOpen(t testing.TB, o Options) *Store {
 	return s
 }
 
-func mustClose(t testing.TB, s *Store) {
+func mustClose(t testing.TB, s io.Closer) {
 	t.Helper()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -81,7 +81,7 @@ func mustClose(t testing.TB, s *Store) {
 }
 
 // wantBlock checks that the block is here, with its bytes.
-func wantBlock(t testing.TB, s *Store, l covey.Locator) {
+func wantBlock(t testing.TB, s blocks, l covey.Locator) {
 	t.Helper()
 	h, err := s.Get(l)
 	if err != nil {
@@ -94,7 +94,7 @@ func wantBlock(t testing.TB, s *Store, l covey.Locator) {
 	}
 }
 
-func wantMissing(t testing.TB, s *Store, l covey.Locator) {
+func wantMissing(t testing.TB, s blocks, l covey.Locator) {
 	t.Helper()
 	h, err := s.Get(l)
 	if err == nil {
@@ -106,7 +106,7 @@ func wantMissing(t testing.TB, s *Store, l covey.Locator) {
 }
 
 // dump is what the directory would hear.
-func dump(s *Store) map[covey.ExtentID]string {
+func dump(s *tier) map[covey.ExtentID]string {
 	m := map[covey.ExtentID]string{}
 	for h := range s.All() {
 		m[h.Extent] = fmt.Sprintf("%x %d", uint64(h.Have), len(h.Digests))

@@ -9,7 +9,7 @@ import (
 
 // background does what takes long and nobody waits for: clearing out what a crash
 // left, then checking large objects as OpenWhole asks for them.
-func (s *Store) background(crashed bool) {
+func (s *tier) background(crashed bool) {
 	defer s.done.Done()
 	if s.at.exists(nameTrash) {
 		if err := s.at.fs.RemoveAll(s.at.path(nameTrash)); err != nil {
@@ -37,7 +37,7 @@ func (s *Store) background(crashed bool) {
 // sweep gives back the space of blocks that were written but never got into the
 // index: files of objects that it does not know, and ranges of those that it
 // does. It runs after an unclean end only.
-func (s *Store) sweep() {
+func (s *tier) sweep() {
 	for b := range 256 {
 		names, err := s.data.list(byte(b))
 		if err != nil {
@@ -61,7 +61,7 @@ func (s *Store) sweep() {
 	}
 }
 
-func (s *Store) sweepFile(id covey.ObjectID) error {
+func (s *tier) sweepFile(id covey.ObjectID) error {
 	s.mu.Lock()
 	if e := s.table.find(&id); e != nil && e.count == e.blocks {
 		s.mu.Unlock()
@@ -102,7 +102,7 @@ func (s *Store) sweepFile(id covey.ObjectID) error {
 }
 
 // absent returns the ranges of an object that are not here. mu is held.
-func (s *Store) absent(e *entry, o covey.Object) []covey.Range {
+func (s *tier) absent(e *entry, o covey.Object) []covey.Range {
 	var runs []covey.Range
 	for i := range int(e.blocks) {
 		if s.table.has(e, i) {

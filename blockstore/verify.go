@@ -38,7 +38,7 @@ type Verified struct {
 // An error says that not everything was checked: ctx is done, the store was
 // closed, the index cannot be read, or the process is out of descriptors. Bad
 // blocks are no error.
-func (s *Store) Verify(ctx context.Context, match func(covey.Object) bool, progress func(Verified)) (Verified, error) {
+func (s *tier) Verify(ctx context.Context, match func(covey.Object) bool, progress func(Verified)) (Verified, error) {
 	v := verification{s: s, ctx: ctx, progress: progress}
 	// No credit at the start, and later that of one block of the largest size.
 	v.limit = rate.NewLimiter(rate.Limit(s.opts.VerifyRate), int(covey.MaxBlockSize))
@@ -51,7 +51,7 @@ func (s *Store) Verify(ctx context.Context, match func(covey.Object) bool, progr
 
 // verification is one Verify under way.
 type verification struct {
-	s        *Store
+	s        *tier
 	ctx      context.Context //nolint:containedctx // it lives as long as the call
 	limit    *rate.Limiter
 	progress func(Verified)
@@ -129,7 +129,7 @@ func (v *verification) block(l covey.Locator) error {
 
 // recheck compares a block with its digest. bad says why the block was dropped;
 // err that it could not be checked, [covey.ErrNotFound] that it is not here.
-func (s *Store) recheck(l covey.Locator) (bad, err error) {
+func (s *tier) recheck(l covey.Locator) (bad, err error) {
 	k := blockKey{l.Object.ID(), uint32(l.Index)}
 	f, _, _, err := s.hold(k)
 	if err != nil {
@@ -157,7 +157,7 @@ func (s *Store) recheck(l covey.Locator) (bad, err error) {
 
 // judge drops a block that is bad, and tells that from one that is not here and
 // from a process that is short of something.
-func (s *Store) judge(l covey.Locator, err error) (bad, other error) {
+func (s *tier) judge(l covey.Locator, err error) (bad, other error) {
 	if err == nil {
 		return nil, nil
 	}

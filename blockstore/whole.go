@@ -24,12 +24,12 @@ const (
 // is never changed below its size. The caller closes it.
 //
 // Every block is checked once in the store's life before the file is given away
-// (see [Store.Get]). Blocks admitted in this life count as checked. Objects of
+// (see [tier.Get]). Blocks admitted in this life count as checked. Objects of
 // up to 64 MiB are checked at once; a larger one that has unchecked blocks is
 // queued, and OpenWhole says ErrNotFound until that is done. Only a store on the
 // operating system's file system has descriptors to give; on any other the
 // answer is ErrNotFound as well.
-func (s *Store) OpenWhole(o covey.Object) (*os.File, error) {
+func (s *tier) OpenWhole(o covey.Object) (*os.File, error) {
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("open %s: %w", o.Key, err)
 	}
@@ -46,7 +46,7 @@ func (s *Store) OpenWhole(o covey.Object) (*os.File, error) {
 
 var errUnchecked = fmt.Errorf("object is yet to be checked: %w", covey.ErrNotFound)
 
-func (s *Store) openWhole(o covey.Object, id covey.ObjectID) (*os.File, error) {
+func (s *tier) openWhole(o covey.Object, id covey.ObjectID) (*os.File, error) {
 	for {
 		drops, err := s.offer(id)
 		switch {
@@ -77,7 +77,7 @@ func (s *Store) openWhole(o covey.Object, id covey.ObjectID) (*os.File, error) {
 }
 
 // offer reports how many drops there were when the object was whole and checked.
-func (s *Store) offer(id covey.ObjectID) (drops uint64, err error) {
+func (s *tier) offer(id covey.ObjectID) (drops uint64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.table.find(&id)
@@ -92,7 +92,7 @@ func (s *Store) offer(id covey.ObjectID) (drops uint64, err error) {
 
 // hand notes that the file is given away, unless something was dropped since
 // offer: then what was opened may be another file.
-func (s *Store) hand(id covey.ObjectID, drops uint64) bool {
+func (s *tier) hand(id covey.ObjectID, drops uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.table.find(&id)
@@ -107,7 +107,7 @@ func (s *Store) hand(id covey.ObjectID, drops uint64) bool {
 }
 
 // lost drops an object whose file is not what the index says.
-func (s *Store) lost(o covey.Object, err error) error {
+func (s *tier) lost(o covey.Object, err error) error {
 	if isTransient(err) {
 		return fmt.Errorf("%w: %w", err, covey.ErrUnavailable)
 	}
@@ -128,7 +128,7 @@ func (s *Store) lost(o covey.Object, err error) error {
 }
 
 // unmark makes every block of the object unchecked. mu is held.
-func (s *Store) unmark(id covey.ObjectID) {
+func (s *tier) unmark(id covey.ObjectID) {
 	e := s.table.find(&id)
 	if e == nil {
 		return
@@ -140,7 +140,7 @@ func (s *Store) unmark(id covey.ObjectID) {
 }
 
 // check checks the blocks of a whole object, or sees to it that it is done.
-func (s *Store) check(o covey.Object, id covey.ObjectID) error {
+func (s *tier) check(o covey.Object, id covey.ObjectID) error {
 	if o.Size <= checkInline {
 		return s.checkBlocks(o)
 	}
@@ -158,7 +158,7 @@ func (s *Store) check(o covey.Object, id covey.ObjectID) error {
 
 // checkBlocks checks what is unchecked of an object. It stops at the first block
 // that is not there, and when the store closes.
-func (s *Store) checkBlocks(o covey.Object) error {
+func (s *tier) checkBlocks(o covey.Object) error {
 	id := o.ID()
 	for i := range o.Blocks() {
 		select {

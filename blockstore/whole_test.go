@@ -18,7 +18,7 @@ import (
 	"github.com/covey-cache/covey"
 )
 
-func wantWhole(t testing.TB, s *Store, o covey.Object) *os.File {
+func wantWhole(t testing.TB, s *tier, o covey.Object) *os.File {
 	t.Helper()
 	f, err := s.OpenWhole(o)
 	if err != nil {
@@ -204,7 +204,7 @@ func TestPutRefusesNonsense(t *testing.T) {
 		}
 	}
 	for _, o := range []Options{{}, {Dir: "x", Budget: -1}, {Dir: "x", SyncEvery: -1}, {Dir: "x", VerifyRate: -1}, {Dir: "x", Policy: "lfu"}} {
-		if _, err := Open(o); !errors.Is(err, covey.ErrInvalid) {
+		if _, err := openTier(o); !errors.Is(err, covey.ErrInvalid) {
 			t.Errorf("open with %+v: %v", o, err)
 		}
 	}
@@ -302,7 +302,7 @@ func TestPutOnce(t *testing.T) {
 func TestGroupCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		mem := MemFS()
-		s, err := Open(Options{Dir: "/c", FS: mem, SyncEvery: 3 * time.Second})
+		s, err := openTier(Options{Dir: "/c", FS: mem, SyncEvery: 3 * time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -314,7 +314,7 @@ func TestGroupCommit(t *testing.T) {
 		}{{2 * time.Second, false}, {2 * time.Second, true}} {
 			time.Sleep(tc.wait)
 			synctest.Wait()
-			after, err := Open(Options{Dir: "/c", FS: CrashMemFS(mem, 1, 0)})
+			after, err := openTier(Options{Dir: "/c", FS: CrashMemFS(mem, 1, 0)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -376,7 +376,7 @@ func TestPlantedLinks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if s, err := Open(Options{Dir: dir, Budget: 1 << 30}); err == nil {
+		if s, err := openTier(Options{Dir: dir, Budget: 1 << 30}); err == nil {
 			b := content(o.Block(0))
 			t.Logf("%s: put: %v", where, s.Put(o.Block(0), placeOf(o.Block(0)), covey.Sum(b), b))
 			_ = s.Sync() // whether it works is not the question
@@ -397,7 +397,7 @@ func TestForeignDirectoryIsRefused(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Open(Options{Dir: dir})
+		_, err := openTier(Options{Dir: dir})
 		if !errors.Is(err, covey.ErrInvalid) || strings.Contains(fmt.Sprint(err), "\n") {
 			t.Errorf("%s: %v, want one line that wraps ErrInvalid", name, err)
 		}

@@ -51,7 +51,7 @@ type MountSpec struct{ Source, Dir string }
 // rest makes a standalone agent on a free loopback port without HTTP.
 type AgentOptions struct {
 	StateDir   string
-	Cache      []CacheDir
+	Cache      []CacheDir // the fastest first
 	Listen     string
 	Join       []string
 	ClusterKey *ClusterKey
@@ -81,8 +81,8 @@ func (o *AgentOptions) Validate() error {
 	fault := func(format string, args ...any) {
 		faults = append(faults, fmt.Errorf(format+": %w", append(args, covey.ErrInvalid)...))
 	}
-	if len(o.Cache) != 1 {
-		fault("%d cache directories given, one is wanted", len(o.Cache))
+	if len(o.Cache) == 0 {
+		fault("no cache directory given")
 	}
 	for _, c := range o.Cache {
 		if c.Dir == "" || c.Size < 0 {

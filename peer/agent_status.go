@@ -18,7 +18,6 @@ import (
 
 // Status returns what the agent says of itself.
 func (a *Agent) Status() gateway.Status {
-	usage := a.store.Usage()
 	totals := a.fetcher.Totals()
 	return gateway.Status{
 		PeerID: peerName(a.network.Self()), Version: a.opts.Version, PID: os.Getpid(), Started: a.started,
@@ -27,12 +26,20 @@ func (a *Agent) Status() gateway.Status {
 		Fetched:     gateway.FetchedBytes{Local: totals.Local, Neighbour: totals.Neighbour, Origin: totals.Origin},
 		OriginBytes: a.originMetrics.Bytes(), OriginRequests: a.originMetrics.Requests(),
 		OriginOverrides: totals.Overrides, CorruptBlocks: a.corrupt.snapshot(),
-		Tiers: []gateway.Tier{{
-			Dir: usage.Dir, Budget: usage.Budget, Used: usage.Used,
-			Objects: usage.Objects, Blocks: usage.Blocks, ReadOnly: usage.ReadOnly || a.uncached,
-		}},
-		Mounts: a.Mounts(),
+		Tiers: a.Tiers(), Mounts: a.Mounts(),
 	}
+}
+
+// Tiers returns the cache directories, the fastest first.
+func (a *Agent) Tiers() []gateway.Tier {
+	list := []gateway.Tier{}
+	for _, u := range a.store.Tiers() {
+		list = append(list, gateway.Tier{
+			Dir: u.Dir, Budget: u.Budget, Used: u.Used,
+			Objects: u.Objects, Blocks: u.Blocks, ReadOnly: u.ReadOnly || a.uncached,
+		})
+	}
+	return list
 }
 
 func (a *Agent) liveOthers() []covey.PeerID {

@@ -23,6 +23,9 @@ func (a *Agent) openStore() error {
 		OnCorrupt: func(covey.Locator) { a.corrupt.add("disk") },
 		Log:       a.log, Registry: a.registry,
 	}
+	for _, c := range a.opts.Cache[1:] {
+		opts.Slower = append(opts.Slower, blockstore.TierOptions{Dir: c.Dir, Budget: c.Size, FS: a.opts.StoreFS})
+	}
 	var err error
 	a.store, err = blockstore.Open(opts)
 	if !errors.Is(err, covey.ErrReadOnly) && !errors.Is(err, covey.ErrFull) {
@@ -30,7 +33,7 @@ func (a *Agent) openStore() error {
 	}
 	a.log.Warn("the cache directory cannot be used; going on with a little memory instead",
 		"dir", tier.Dir, "bytes", uncachedBudget, "error", err)
-	opts.FS, opts.Budget = blockstore.MemFS(), uncachedBudget
+	opts.FS, opts.Budget, opts.Slower = blockstore.MemFS(), uncachedBudget, nil
 	a.store, err = blockstore.Open(opts)
 	a.uncached = true
 	return err

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -121,17 +122,42 @@ func (c *agentConfig) parseCache(l layer, getenv func(string) string) error {
 		c.cache = []cacheDir{{dir: dir}}
 		return nil
 	}
-	if len(words) > 1 {
-		return l.fault("cache", fmt.Errorf("%d directories given: one tier is all this version has: give one", len(words)))
+	for _, text := range words {
+		tier, err := parseCacheDir(text)
+		if err != nil {
+			return l.fault("cache", err)
+		}
+		c.cache = append(c.cache, tier)
 	}
-	tier, err := parseCacheDir(words[0])
-	if err != nil {
+	if err := checkCacheDirs(c.cache); err != nil {
 		return l.fault("cache", err)
 	}
-	if tier.dir, err = filepath.Abs(tier.dir); err != nil {
-		return l.fault("cache", err)
+	return nil
+}
+
+// checkCacheDirs checks the cache directories together: none may be another one, or
+// within one; the store looks again, past symbolic links. Where the directory above
+// is missing, a disk is not mounted as a rule, and a cache must not fill the disk
+// that shows in its place.
+func checkCacheDirs(dirs []cacheDir) error {
+	for i, a := range dirs {
+		for _, b := range dirs[:i] {
+			switch {
+			case a.dir == b.dir:
+				return fmt.Errorf("%s is given twice: give each tier a directory of its own", a.dir)
+			case strings.HasPrefix(a.dir, b.dir+"/"):
+				return fmt.Errorf("%s is within %s: give each tier a directory of its own", a.dir, b.dir)
+			case strings.HasPrefix(b.dir, a.dir+"/"):
+				return fmt.Errorf("%s is within %s: give each tier a directory of its own", b.dir, a.dir)
+			}
+		}
 	}
-	c.cache = []cacheDir{tier}
+	for _, d := range dirs {
+		up := filepath.Dir(d.dir)
+		if info, err := os.Stat(up); err != nil || !info.IsDir() {
+			return fmt.Errorf("%s: there is no directory %s: make it, or mount the disk that it is on", d.dir, up)
+		}
+	}
 	return nil
 }
 

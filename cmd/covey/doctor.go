@@ -99,7 +99,10 @@ func checkAgent(ctx context.Context, c *agentConfig) []finding {
 		sources = append(sources, m.source)
 	}
 	status, peers, found := askAgent(ctx, c.api)
-	caches := []string{c.cache[0].dir}
+	var caches []string
+	for _, d := range c.cache {
+		caches = append(caches, d.dir)
+	}
 	if len(status.Tiers) > 0 {
 		caches = nil
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math/big"
+	"path/filepath"
 	"strings"
 )
 
@@ -98,9 +99,13 @@ func parseCacheDir(s string) (cacheDir, error) {
 }
 
 func checkCacheDir(c cacheDir, s string) (cacheDir, error) {
-	if c.dir == "" {
+	switch {
+	case c.dir == "":
 		return cacheDir{}, fmt.Errorf("cache %q: the directory is missing: write DIR or DIR:SIZE", s)
+	case !filepath.IsAbs(c.dir):
+		return cacheDir{}, fmt.Errorf("cache %q: %s is a relative path: write an absolute one, which means the same wherever the agent is started", s, c.dir)
 	}
+	c.dir = filepath.Clean(c.dir)
 	return c, nil
 }
 

@@ -39,13 +39,13 @@ func TestParseCacheDir(t *testing.T) {
 		"/a:1GiB/c":      {"/a:1GiB/c", 0},
 		"/a:1GiB/c:2GiB": {"/a:1GiB/c", 2 << 30},
 		"/a:2nd:1GiB":    {"/a:2nd", 1 << 30},
-		"relative:1GiB":  {"relative", 1 << 30},
+		"/a/../b/:1GiB":  {"/b", 1 << 30},
 	} {
 		if got, err := parseCacheDir(text); err != nil || got != want {
 			t.Errorf("parseCacheDir(%q) = %+v, %v, want %+v", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", ":", ":1GiB", "/c:", "/c:0", "/c:0GiB", "/c:10G", "/c:12QiB", "/c:-5GB", "/c:1 GiB", "/c:1.5", "/c:99999999PiB"} {
+	for _, text := range []string{"", ":", ":1GiB", "/c:", "/c:0", "/c:0GiB", "/c:10G", "/c:12QiB", "/c:-5GB", "/c:1 GiB", "/c:1.5", "/c:99999999PiB", "relative:1GiB", "./c", "/c:10XB"} {
 		if got, err := parseCacheDir(text); err == nil {
 			t.Errorf("parseCacheDir(%q) = %+v, want an error", text, got)
 		}
