@@ -418,6 +418,8 @@ func newRoom(t *testing.T, x Exchange, change ...func(*Options)) *room {
 		c(&o)
 	}
 	r.Fetcher = New(o)
+	// Of equals, the first that the home names.
+	r.neighbours.random = func(int) int { return 0 }
 	t.Cleanup(func() {
 		r.settle()
 		checkEmpty(t, r.Fetcher, r.store)

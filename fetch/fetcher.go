@@ -35,8 +35,9 @@ type Fetcher struct {
 	metrics   *metrics
 	announced announced
 
-	originTook, neighbourTook latency
-	suspects                  suspects
+	originTook, neighbourTook, firstByte latency
+	neighbours                           *neighbours
+	hedges                               *hedges
 	// overrides has a place for each read that no home granted.
 	overrides chan struct{}
 	// full is the time, in nanoseconds since 1970, until which prefetch rests
@@ -63,10 +64,11 @@ func New(o Options) *Fetcher {
 		staging:   &staging{limit: o.StagingBytes},
 		queue:     newQueue(o.PrefetchQueue, o.PrefetchFlights),
 		announced: announced{slots: newLRU[covey.ExtentID, covey.Bitmap](maxAnnounced)},
-		suspects:  suspects{until: newLRU[covey.PeerID, time.Time](maxSuspects)},
+		hedges:    newHedges(),
 		overrides: make(chan struct{}, o.Overrides),
 		stop:      stop,
 	}
+	f.neighbours = newNeighbours(o.Topology)
 	f.staging.onSpare = f.queue.nudge
 	f.planner = newPlanner(root, o.Directory, f.table, o.Log)
 	f.metrics = newMetrics(f, o.Registry)

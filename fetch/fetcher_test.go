@@ -470,6 +470,12 @@ func TestMetrics(t *testing.T) {
 		"covey_fetch_prefetch_dropped_total":        0,
 		"covey_fetch_staging_bytes":                 0,
 		"covey_fetch_flights":                       0,
+		"covey_fetch_hedges_total":                  0,
+		"covey_fetch_hedges_won_total":              0,
+		"covey_fetch_hedges_denied_total":           0,
+		"covey_fetch_hedge_wasted_bytes_total":      0,
+		"covey_fetch_slow_neighbours_total":         0,
+		"covey_fetch_banned_peers":                  0,
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)

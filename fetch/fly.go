@@ -31,6 +31,7 @@ func (f *Fetcher) fly(fl *flight) {
 	}
 	s := search{f: f, fl: fl, buf: buf}
 	got, err := s.run()
+	buf = s.buf // a race may have put another in its place
 	if err != nil {
 		buf.free()
 		f.table.finish(fl, nil, err)

@@ -31,7 +31,10 @@ func (e *latency) add(d time.Duration) {
 }
 
 // p99 returns the estimate; false when too little is known.
-func (e *latency) p99() (time.Duration, bool) {
+func (e *latency) p99() (time.Duration, bool) { return e.percentile(99) }
+
+// percentile is p99 for any whole percentage.
+func (e *latency) percentile(percent int) (time.Duration, bool) {
 	e.mu.Lock()
 	n := min(e.n, len(e.ring))
 	sorted := e.ring
@@ -40,7 +43,7 @@ func (e *latency) p99() (time.Duration, bool) {
 		return 0, false
 	}
 	slices.Sort(sorted[:n])
-	return sorted[n-1-n/100], true
+	return sorted[n-1-n*(100-percent)/100], true
 }
 
 // The bounds of how long a demand read waits for what the mesh promised.
@@ -84,46 +87,15 @@ func (f *Fetcher) tryLimit() time.Duration {
 	return min(max(4*p99, minTry), maxTry)
 }
 
-// suspects remembers which peers failed just now, so that the time a stopped
-// host costs is paid once and not by each block. They are asked last, not never:
-// one node's suspicion removes nobody.
-type suspects struct {
-	mu    sync.Mutex // leaf lock; guards until
-	until *lru[covey.PeerID, time.Time]
-}
-
 const (
-	// maxSuspects is more peers than fail at once in any cluster that works.
-	maxSuspects = 256
-	// suspicion covers the two seconds that a plan lives, twice.
+	// suspicion is how long a peer that failed just now is asked last, so that the
+	// time a stopped host costs is paid once and not by each block: the two seconds
+	// that a plan lives, twice.
 	suspicion = 5 * time.Second
 	// liarSuspicion is longer: a peer that sent wrong bytes has a bad disk or
 	// bad intentions, and neither heals in seconds.
 	liarSuspicion = time.Minute
 )
-
-func (s *suspects) add(p covey.PeerID, d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.until.put(p, time.Now().Add(d))
-}
-
-// last returns the peers with the suspects moved to the end, in a new slice.
-func (s *suspects) last(peers []covey.PeerID) []covey.PeerID {
-	now := time.Now()
-	good := make([]covey.PeerID, 0, len(peers))
-	var bad []covey.PeerID
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, p := range peers {
-		if until, ok := s.until.get(p); ok && now.Before(until) {
-			bad = append(bad, p)
-		} else {
-			good = append(good, p)
-		}
-	}
-	return append(good, bad...)
-}
 
 // peerName shows a peer's raw identity in logs.
 type peerName covey.PeerID

@@ -58,6 +58,7 @@ func newMetrics(f *Fetcher, reg prometheus.Registerer) *metrics {
 			ConstLabels: prometheus.Labels{"source": s.String()},
 		}, load(&m.bytes[s])))
 	}
+	collectors = append(collectors, f.neighbourCollectors()...)
 	collectors = append(collectors,
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "covey_origin_overrides_total",

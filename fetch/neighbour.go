@@ -18,21 +18,14 @@ func (s *search) held(a answer) (found, bool) {
 			return got, true
 		}
 	}
-	tried := false
-	for _, p := range s.f.suspects.last(a.Peers) {
-		if p == s.f.opts.Self || slices.Contains(s.failed, p) {
-			continue
-		}
-		tried = true
-		if s.try(p, a.Digest) {
-			return found{source: Neighbour, digest: a.Digest}, true
-		}
-		if s.fl.ctx.Err() != nil || s.fails >= maxFails {
-			break
-		}
+	peers := slices.DeleteFunc(slices.Clone(a.Peers), func(p covey.PeerID) bool {
+		return p == s.f.opts.Self || slices.Contains(s.failed, p) || s.f.neighbours.banned(p)
+	})
+	if len(peers) > 0 && s.race(peers, a.Digest) {
+		return found{source: Neighbour, digest: a.Digest}, true
 	}
 	s.f.planner.forget(s.fl.extent, s.fl.slot)
-	if !tried {
+	if len(peers) == 0 {
 		s.fails++
 		s.last = "its home named no other holder"
 		s.pause(0)
@@ -41,30 +34,12 @@ func (s *search) held(a answer) (found, bool) {
 	return found{}, false
 }
 
-// try reads the block from one holder and checks it.
-func (s *search) try(p covey.PeerID, want covey.Digest) bool {
-	ctx, cancel := context.WithTimeout(s.fl.ctx, s.f.tryLimit())
-	defer cancel()
-	began := time.Now()
-	if err := s.f.opts.Exchange.Fetch(ctx, p, s.fl.locator, s.buf.data, false); err != nil {
-		if !errors.Is(err, covey.ErrNotFound) && s.fl.ctx.Err() == nil {
-			s.f.suspects.add(p, suspicion)
-		}
-		s.fail(p, fmt.Errorf("read from holder %x: %w", p, err))
-		return false
-	}
-	if covey.Sum(s.buf.data) != want {
-		s.lied(p)
-		return false
-	}
-	s.f.neighbourTook.add(time.Since(began))
-	return true
-}
-
 // lied notes a peer whose bytes are not what the home said.
 func (s *search) lied(p covey.PeerID) {
-	s.f.suspects.add(p, liarSuspicion)
 	s.f.log.Debug("neighbour sent wrong bytes", "block", s.fl.locator, "peer", peerName(p))
+	if s.f.neighbours.lied(p) {
+		s.f.log.Warn("peer sent wrong bytes again and is left out for a while", "peer", peerName(p), "ban", banTime)
+	}
 	s.f.opts.OnCorrupt(Neighbour.String(), s.fl.locator, p)
 	s.fail(p, fmt.Errorf("bytes from holder %x: %w", p, covey.ErrCorrupt))
 }
@@ -88,6 +63,10 @@ func (s *search) follow(a answer) {
 		return
 	}
 	parent := a.Peers[0]
+	if s.f.neighbours.banned(parent) {
+		s.fail(parent, errors.New("a parent that sent wrong bytes before"))
+		return
+	}
 	if s.rumour != nil && s.rumour.from == parent {
 		s.rumour.asked++
 		if s.rumour.asked > maxConfirms {

@@ -19,6 +19,8 @@ type Options struct {
 	Directory Directory
 	Exchange  Exchange
 	Origins   Origins
+	// Topology says how far peers are; nil means that all are equally far.
+	Topology Topology
 
 	// OnCorrupt, if set, hears of every block whose bytes contradict the digest
 	// that a home gave: source "neighbour" with the peer that sent them, source

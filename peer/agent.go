@@ -184,7 +184,7 @@ func (a *Agent) open() (err error) {
 	}
 	a.network, err = NewNetwork(NetworkOptions{
 		StateDir: a.opts.StateDir, Listen: a.opts.Listen, Join: a.opts.Join, Key: a.opts.ClusterKey,
-		Zone: a.opts.Zone, Rack: a.opts.Rack, Host: a.opts.HostName, Capacity: a.store.Usage().Budget,
+		Zone: a.opts.Zone, Rack: a.opts.Rack, Host: a.opts.HostName, NICBits: nicBits(a.opts.Listen), Capacity: a.store.Usage().Budget,
 		Sockets: a.opts.Sockets, Log: a.log, Registry: a.registry,
 	})
 	if err != nil {
@@ -202,7 +202,7 @@ func (a *Agent) open() (err error) {
 	policy.Log, policy.Metrics = a.log, dataset.NewMetrics(a.registry)
 	a.datasets = dataset.NewTable(a.openSource, policy)
 	a.fetcher = fetch.New(fetch.Options{
-		Self: a.network.Self(), Store: a.store, Exchange: a.network, Origins: a.datasets, Directory: a.directory,
+		Self: a.network.Self(), Store: a.store, Exchange: a.network, Topology: a.network, Origins: a.datasets, Directory: a.directory,
 		OnCorrupt: func(source string, _ covey.Locator, _ covey.PeerID) { a.corrupt.add(source) },
 		Log:       a.log, Registry: a.registry,
 	})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -11,15 +12,13 @@ import (
 
 	"github.com/covey-cache/covey"
 	"github.com/covey-cache/covey/blockstore"
+	"github.com/covey-cache/covey/fetch"
 	"github.com/covey-cache/covey/peer/internal/mux"
 	"github.com/covey-cache/covey/peer/internal/wire"
 )
 
-// The protocols of the rooms above.
-const (
-	wantProtocol     protocol.ID = "/covey/want/1"
-	exchangeProtocol protocol.ID = "/covey/exchange/1"
-)
+// wantProtocol carries the directory's messages.
+const wantProtocol protocol.ID = "/covey/want/1"
 
 const (
 	// maxStreams is how many streams of one protocol a member may have open: the
@@ -88,14 +87,41 @@ func (n *Network) Fetch(ctx context.Context, from covey.PeerID, l covey.Locator,
 	if want := l.Range().Len; int64(len(buf)) != want {
 		return fmt.Errorf("fetch %s: buffer of %d bytes for a block of %d: %w", l, len(buf), want, covey.ErrInvalid)
 	}
-	body := wire.Marshal(&wire.BlockRequest{Locator: l.AppendCanonical(nil), Wait: wait})
-	err := n.do(ctx, peer.ID(from), exchangeProtocol, body, func(size uint64) ([]byte, error) {
-		if size != uint64(len(buf)) {
-			return nil, fmt.Errorf("block of %d bytes: %w", size, covey.ErrInvalid)
-		}
-		return buf, nil
-	})
-	if err != nil {
+	return n.fetch(ctx, from, &wire.BlockRequest{Locator: l.AppendCanonical(nil), Wait: wait}, l, buf, nil)
+}
+
+// FetchFrom is Fetch, without waiting, of the bytes from off on, into buf[off:];
+// it tells p how far buf is filled. It wraps [covey.ErrUnavailable] also when the
+// member's version cannot begin in the middle of a block.
+func (n *Network) FetchFrom(ctx context.Context, from covey.PeerID, l covey.Locator, buf []byte, off int, p *fetch.Progress) error {
+	if want := l.Range().Len; int64(len(buf)) != want || off < 0 || off >= len(buf) {
+		return fmt.Errorf("fetch %s from byte %d: buffer of %d bytes for a block of %d: %w", l, off, len(buf), want, covey.ErrInvalid)
+	}
+	return n.fetch(ctx, from, &wire.BlockRequest{Locator: l.AppendCanonical(nil), Offset: uint64(off)}, l, buf, p)
+}
+
+// fetch asks a member for the part of a block that the request says.
+func (n *Network) fetch(ctx context.Context, from covey.PeerID, m *wire.BlockRequest, l covey.Locator, buf []byte, p *fetch.Progress) error {
+	off := int(m.Offset)
+	q := &ask{
+		proto: exchangeProtocol,
+		body: func(spoken protocol.ID) ([]byte, error) {
+			if spoken == exchangeFirst && off > 0 {
+				return nil, fmt.Errorf("member speaks %s, without offsets: %w", spoken, covey.ErrUnavailable)
+			}
+			return wire.Marshal(m), nil
+		},
+		dst: func(size uint64) ([]byte, error) {
+			if size != uint64(len(buf)-off) {
+				return nil, fmt.Errorf("%d bytes of a block of %d from byte %d: %w", size, len(buf), off, covey.ErrInvalid)
+			}
+			return buf[off:], nil
+		},
+	}
+	if p != nil {
+		q.told = func(got int) { p.Reached(off + got) }
+	}
+	if err := n.request(ctx, peer.ID(from), q); err != nil {
 		return fmt.Errorf("fetch %s from %w", l, err)
 	}
 	return nil
@@ -136,7 +162,13 @@ func (n *Network) serveBlock(ctx context.Context, _ peer.ID, body []byte) (mux.A
 		h.Release()
 		return mux.Answer{}, fmt.Errorf("block %s of %d bytes: %w", l, h.Len(), covey.ErrCorrupt)
 	}
-	return mux.Answer{Size: h.Len(), Body: h, Release: h.Release}, nil
+	if m.GetOffset() >= uint64(h.Len()) {
+		h.Release()
+		return mux.Answer{}, fmt.Errorf("block %s from byte %d: %w", l, m.GetOffset(), covey.ErrInvalid)
+	}
+	off := int64(m.GetOffset())
+	size := int64(h.Len()) - off
+	return mux.Answer{Size: int(size), Body: io.NewSectionReader(h, off, size), Release: h.Release}, nil
 }
 
 // answerer is a handler that is told who asks.

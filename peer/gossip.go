@@ -194,10 +194,10 @@ func discardReply(size uint64) ([]byte, error) {
 // gossip sends one message of the members protocol and reads the reply.
 func (n *Network) gossip(ctx context.Context, l *link, m *wire.Gossip) (*wire.GossipReply, error) {
 	var buf []byte
-	err := n.ask(ctx, l, membersProtocol, wire.Marshal(m), func(size uint64) (_ []byte, err error) {
+	err := n.ask(ctx, l, &ask{proto: membersProtocol, body: fixed(wire.Marshal(m)), dst: func(size uint64) (_ []byte, err error) {
 		buf, err = discardReply(size)
 		return buf, err
-	})
+	}})
 	if err != nil {
 		return nil, err
 	}

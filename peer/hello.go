@@ -262,6 +262,6 @@ func (n *Network) renewLocked(now time.Time, above uint64) {
 func (n *Network) record(now time.Time) member.Record {
 	return member.Record{
 		Peer: n.id, Addrs: n.advertised(), Zone: n.opts.Zone, Rack: n.opts.Rack, Host: n.opts.Host,
-		Capacity: n.opts.Capacity, Issued: now, Expires: now.Add(member.Lease), Seq: n.seq,
+		NICBits: n.opts.NICBits, Capacity: n.opts.Capacity, Issued: now, Expires: now.Add(member.Lease), Seq: n.seq,
 	}
 }

@@ -45,6 +45,9 @@ type link struct {
 	// INVARIANT: at most one client per protocol is being opened.
 	mu      sync.Mutex
 	clients map[protocol.ID]*openClient
+	// strange has the protocols of which the member speaks no version that this
+	// node does, and until when that is believed.
+	strange map[protocol.ID]time.Time
 	// failures in a row; until is when callers may try again, probe when Run
 	// will (zero: not at all).
 	failures     int
@@ -54,8 +57,9 @@ type link struct {
 
 // openClient is a client, or one on its way.
 type openClient struct {
-	ready  chan struct{} // closed when the next two are set
+	ready  chan struct{} // closed when the next three are set
 	client *mux.Client
+	spoken protocol.ID // the version that was agreed on
 	err    error
 }
 
@@ -203,6 +207,10 @@ func (n *Network) client(ctx context.Context, l *link, proto protocol.ID) (*open
 	// oc is a variable of its own, not a result: the goroutine that opens the
 	// stream reads it, perhaps after this function has returned nil.
 	l.mu.Lock()
+	if time.Now().Before(l.strange[proto]) {
+		l.mu.Unlock()
+		return nil, false, errForeign
+	}
 	oc := l.clients[proto]
 	used := oc != nil
 	if !used {
@@ -229,12 +237,17 @@ func (n *Network) openClient(l *link, proto protocol.ID, oc *openClient) {
 	if err != nil {
 		l.forget(proto, oc)
 		oc.err = fmt.Errorf("connect: %w", err)
-		if n.ctx.Err() == nil {
+		switch {
+		case n.ctx.Err() != nil:
+		case errors.Is(err, errForeign):
+			n.foreign(l, proto)
+		default:
 			n.unreachable(l, err)
 		}
 		close(oc.ready)
 		return
 	}
+	oc.spoken = s.Protocol()
 	oc.client = mux.NewClient(s, n.opts.StallAfter, n.clientCounters(l, proto))
 	n.reachable(l.peer)
 	close(oc.ready)
@@ -266,15 +279,41 @@ func (n *Network) openStream(p peer.ID, proto protocol.ID) (network.Stream, erro
 	if err := n.connect(ctx, p); err != nil {
 		return nil, err
 	}
-	s, err := n.host.NewStream(network.WithNoDial(ctx, "connected above"), p, proto)
+	s, err := n.host.NewStream(network.WithNoDial(ctx, "connected above"), p, n.offers(proto)...)
+	if isForeign(err) {
+		return nil, errForeign
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %s: %w", proto, err.Error(), covey.ErrUnavailable)
 	}
 	return s, nil
 }
 
+// ask is one request to a member.
+type ask struct {
+	proto protocol.ID
+	// body makes the request, as the version of the protocol has it that the
+	// member speaks.
+	body func(spoken protocol.ID) ([]byte, error)
+	// dst and told are those of [mux.Client.DoTelling].
+	dst  func(size uint64) ([]byte, error)
+	told func(got int)
+	// begun says that dst was called: what has been filled is not filled again.
+	begun bool
+}
+
+// fixed is a body that is the same in every version.
+func fixed(body []byte) func(protocol.ID) ([]byte, error) {
+	return func(protocol.ID) ([]byte, error) { return body, nil }
+}
+
 // do sends one request to a member. The error names the member.
 func (n *Network) do(ctx context.Context, to peer.ID, proto protocol.ID, body []byte, dst func(uint64) ([]byte, error)) error {
+	return n.request(ctx, to, &ask{proto: proto, body: fixed(body), dst: dst})
+}
+
+// request is do with all that can be asked.
+func (n *Network) request(ctx context.Context, to peer.ID, q *ask) error {
 	l := n.link(to)
 	switch {
 	case l == nil:
@@ -282,14 +321,19 @@ func (n *Network) do(ctx context.Context, to peer.ID, proto protocol.ID, body []
 	case l.pausing(time.Now()):
 		return fmt.Errorf("peer %s failed a moment ago: %w", to, covey.ErrUnavailable)
 	}
-	return n.ask(ctx, l, proto, body, dst)
+	return n.ask(ctx, l, q)
 }
 
-// ask is do without regard to a pause.
-func (n *Network) ask(ctx context.Context, l *link, proto protocol.ID, body []byte, dst func(uint64) ([]byte, error)) error {
-	again, err := n.askOnce(ctx, l, proto, body, dst)
+// ask is request without regard to a pause.
+func (n *Network) ask(ctx context.Context, l *link, q *ask) error {
+	dst := q.dst
+	q.dst = func(size uint64) ([]byte, error) {
+		q.begun = true
+		return dst(size)
+	}
+	again, err := n.askOnce(ctx, l, q)
 	if again {
-		_, err = n.askOnce(ctx, l, proto, body, dst)
+		_, err = n.askOnce(ctx, l, q)
 	}
 	if err != nil {
 		return fmt.Errorf("peer %s: %w", l.peer, callerError(ctx, err))
@@ -299,22 +343,26 @@ func (n *Network) ask(ctx context.Context, l *link, proto protocol.ID, body []by
 
 // askOnce puts the request once. again says that it failed on a stream from
 // before, with which the connection has ended: that says nothing of whether the
-// member is there, and every request may be put twice. dst is then called again.
-func (n *Network) askOnce(ctx context.Context, l *link, proto protocol.ID, body []byte, dst func(uint64) ([]byte, error)) (again bool, err error) {
-	oc, used, err := n.client(ctx, l, proto)
+// member is there, and a request that nothing has come of may be put twice.
+func (n *Network) askOnce(ctx context.Context, l *link, q *ask) (again bool, err error) {
+	oc, used, err := n.client(ctx, l, q.proto)
+	if err != nil {
+		return false, err
+	}
+	body, err := q.body(oc.spoken)
 	if err != nil {
 		return false, err
 	}
 	began := time.Now() // connecting is not part of a round trip
-	if err := oc.client.Do(ctx, body, dst); err != nil {
+	if err := oc.client.DoTelling(ctx, body, q.dst, q.told); err != nil {
 		if !errors.Is(err, mux.ErrClosed) {
 			return false, err
 		}
-		l.forget(proto, oc)
-		return used && ctx.Err() == nil, err
+		l.forget(q.proto, oc)
+		return used && !q.begun && ctx.Err() == nil, err
 	}
 	l.seen.Store(time.Now().UnixNano())
-	if proto == membersProtocol { // the others may have to wait for a home or an origin
+	if q.proto == membersProtocol { // the others may have to wait for a home or an origin
 		l.measured(time.Since(began))
 	}
 	return false, nil

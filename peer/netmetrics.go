@@ -17,6 +17,7 @@ type networkMetrics struct {
 	violations     *prometheus.CounterVec
 	refusedJoins   prometheus.Counter
 	refusedStreams prometheus.Counter
+	foreign        *prometheus.CounterVec
 }
 
 // newNetworkMetrics registers the metrics. A registry that already has them (a
@@ -29,6 +30,7 @@ func newNetworkMetrics(r prometheus.Registerer) (*networkMetrics, error) {
 		violations:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "covey_protocol_violations_total", Help: "Streams ended because the other side broke the protocol."}, []string{"protocol"}),
 		refusedJoins:   prometheus.NewCounter(prometheus.CounterOpts{Name: "covey_refused_joins_total", Help: "Joins that failed the membership check, on either side."}),
 		refusedStreams: prometheus.NewCounter(prometheus.CounterOpts{Name: "covey_refused_streams_total", Help: "Streams of unknown peers that were reset."}),
+		foreign:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "covey_foreign_protocols_total", Help: "Times that a member was found to speak no version of a protocol that this node does."}, []string{"protocol"}),
 	}
 	var errs []error
 	for _, c := range m.all() {
@@ -54,5 +56,5 @@ func (m *networkMetrics) unregister(r prometheus.Registerer) {
 }
 
 func (m *networkMetrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.live, m.sent, m.received, m.violations, m.refusedJoins, m.refusedStreams}
+	return []prometheus.Collector{m.live, m.sent, m.received, m.violations, m.refusedJoins, m.refusedStreams, m.foreign}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/covey-cache/covey"
@@ -60,6 +61,8 @@ type NetworkOptions struct {
 	Zone, Rack, Host string
 	// Capacity is the node's cache budget in bytes.
 	Capacity int64
+	// NICBits is what the network interface carries, in bits a second; 0: unknown.
+	NICBits uint64
 
 	MaxMembers     int           // 0: DefaultMaxMembers
 	MaxConnections int           // 0: DefaultMaxConnections
@@ -68,6 +71,10 @@ type NetworkOptions struct {
 	Sockets  Sockets      // nil: the operating system's
 	Log      *slog.Logger // nil: discard
 	Registry prometheus.Registerer
+
+	// exchanges are the versions of the exchange to speak, newest first; nil means
+	// all. Tests make an older, or a newer, node of it.
+	exchanges []protocol.ID
 }
 
 // Validate lists every fault of the options; each wraps [covey.ErrInvalid].
@@ -119,6 +126,9 @@ func (o NetworkOptions) withDefaults() NetworkOptions {
 	}
 	if o.StallAfter == 0 {
 		o.StallAfter = DefaultStallAfter
+	}
+	if o.exchanges == nil {
+		o.exchanges = []protocol.ID{exchangeProtocol, exchangeFirst}
 	}
 	if o.Sockets == nil {
 		o.Sockets = osSockets{}

@@ -150,9 +150,11 @@ func (n *Network) hostAddrs() []ma.Multiaddr {
 func (n *Network) register() {
 	n.host.Network().Notify(&network.NotifyBundle{ConnectedF: n.connected, DisconnectedF: n.disconnected})
 	n.host.SetStreamHandler(joinProtocol, n.serveJoin)
-	for proto, answer := range map[protocol.ID]answerer{
-		membersProtocol: n.serveMembers, wantProtocol: n.serveDirectory, exchangeProtocol: n.serveBlock,
-	} {
+	answers := map[protocol.ID]answerer{membersProtocol: n.serveMembers, wantProtocol: n.serveDirectory}
+	for _, proto := range n.opts.exchanges {
+		answers[proto] = n.serveBlock
+	}
+	for proto, answer := range answers {
 		n.serving[proto] = semaphore.NewWeighted(maxServing)
 		n.serve(proto, answer)
 	}

@@ -41,6 +41,7 @@ type Client struct {
 // call is one open request.
 type call struct {
 	dst   func(size uint64) ([]byte, error)
+	told  func(got int) // may be nil
 	buf   []byte
 	got   int
 	found bool
@@ -71,11 +72,17 @@ func (c *Client) Err() error {
 // the covey kinds; a frame that breaks the protocol yields covey.ErrInvalid from
 // Run and ErrClosed here.
 func (c *Client) Do(ctx context.Context, body []byte, dst func(size uint64) ([]byte, error)) error {
+	return c.DoTelling(ctx, body, dst, nil)
+}
+
+// DoTelling is Do that says how many bytes of the answer are there, whenever some
+// arrive, from the goroutine of Run. told must not block.
+func (c *Client) DoTelling(ctx context.Context, body []byte, dst func(size uint64) ([]byte, error), told func(got int)) error {
 	if err := c.slots.Acquire(ctx, 1); err != nil {
 		return err
 	}
 	defer c.slots.Release(1)
-	cl := &call{dst: dst, done: make(chan struct{})}
+	cl := &call{dst: dst, told: told, done: make(chan struct{})}
 	id, err := c.open(cl)
 	if err != nil {
 		return err
@@ -234,7 +241,7 @@ func isTimeout(err error) bool {
 // frame reads and handles one frame.
 func (c *Client) frame() error {
 	var raw [wire.HeaderLen]byte
-	if err := c.readFull(raw[:]); err != nil {
+	if err := c.readFull(raw[:], nil); err != nil {
 		return err
 	}
 	h, err := wire.ParseHeader(raw)
@@ -247,7 +254,7 @@ func (c *Client) frame() error {
 	var payload []byte
 	if h.Len > 0 {
 		payload = make([]byte, h.Len)
-		if err := c.readFull(payload); err != nil {
+		if err := c.readFull(payload, nil); err != nil {
 			return err
 		}
 	}
@@ -263,12 +270,15 @@ func (c *Client) frame() error {
 	}
 }
 
-// readFull fills p. Whatever arrives moves the deadline; a timeout with nothing
-// open and nothing read is not one.
-func (c *Client) readFull(p []byte) error {
+// readFull fills p and tells how much of it is there. Whatever arrives moves the
+// deadline; a timeout with nothing open and nothing read is not one.
+func (c *Client) readFull(p []byte, told func(n int)) error {
 	for n := 0; n < len(p); {
 		k, err := c.s.Read(p[n:])
 		n += k
+		if k > 0 && told != nil {
+			told(n)
+		}
 		now := time.Now()
 		c.mu.Lock()
 		open := len(c.calls)
@@ -361,10 +371,15 @@ func (c *Client) data(h wire.Header) error {
 		return c.discard(int(h.Len))
 	}
 	cl.reading = true
-	piece := cl.buf[cl.got : cl.got+int(h.Len)]
+	got := cl.got
+	piece := cl.buf[got : got+int(h.Len)]
 	c.mu.Unlock()
 
-	err = c.readFull(piece)
+	var told func(int)
+	if cl.told != nil {
+		told = func(n int) { cl.told(got + n) }
+	}
+	err = c.readFull(piece, told)
 	c.count.received(len(piece))
 
 	c.mu.Lock()
@@ -391,7 +406,7 @@ func (c *Client) data(h wire.Header) error {
 func (c *Client) discard(n int) error {
 	buf := getBuffer()
 	defer putBuffer(buf)
-	return c.readFull(buf[:n])
+	return c.readFull(buf[:n], nil)
 }
 
 // failure turns a peer's refusal into an error of ours.

@@ -460,10 +460,13 @@ func (x *Failure) GetCode() Code {
 	return Code_UNAVAILABLE
 }
 
+// BlockRequest asks for the bytes of a block from offset on. The first version of
+// the exchange has no offset: its answer is the whole block.
 type BlockRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Locator       []byte                 `protobuf:"bytes,1,opt,name=locator,proto3" json:"locator,omitempty"`
 	Wait          bool                   `protobuf:"varint,2,opt,name=wait,proto3" json:"wait,omitempty"`
+	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -510,6 +513,13 @@ func (x *BlockRequest) GetWait() bool {
 		return x.Wait
 	}
 	return false
+}
+
+func (x *BlockRequest) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
 }
 
 // Gossip is the request of the members protocol: exactly one part is set.
@@ -801,10 +811,11 @@ const file_wire_proto_rawDesc = "" +
 	"\x05Found\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\"2\n" +
 	"\aFailure\x12'\n" +
-	"\x04code\x18\x01 \x01(\x0e2\x13.covey.peer.v1.CodeR\x04code\"<\n" +
+	"\x04code\x18\x01 \x01(\x0e2\x13.covey.peer.v1.CodeR\x04code\"T\n" +
 	"\fBlockRequest\x12\x18\n" +
 	"\alocator\x18\x01 \x01(\fR\alocator\x12\x12\n" +
-	"\x04wait\x18\x02 \x01(\bR\x04wait\"\x88\x01\n" +
+	"\x04wait\x18\x02 \x01(\bR\x04wait\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\"\x88\x01\n" +
 	"\x06Gossip\x12)\n" +
 	"\x04push\x18\x01 \x01(\v2\x13.covey.peer.v1.PushH\x00R\x04push\x12\x1a\n" +
 	"\asummary\x18\x02 \x01(\x04H\x00R\asummary\x12/\n" +
