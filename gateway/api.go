@@ -13,6 +13,8 @@ import (
 // Agent is what the API serves; package peer implements it. All methods may be
 // called concurrently.
 type Agent interface {
+	Planner
+
 	Status() Status
 	Peers() []Peer
 	Mounts() []Mount
@@ -80,6 +82,8 @@ type Status struct {
 	CorruptBlocks   map[string]int64 `json:"corrupt_blocks"`
 	Tiers           []Tier           `json:"tiers"`
 	Mounts          []Mount          `json:"mounts"`
+	// Plans are those of training jobs, oldest first.
+	Plans []Plan `json:"plans"`
 }
 
 // FetchedBytes is covey_fetch_bytes_total.

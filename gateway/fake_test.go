@@ -16,6 +16,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fakeAgent keeps mounts and jobs in memory. Its errors are the test's to set.
 type fakeAgent struct {
+	fakePlans
+
 	mu     sync.Mutex
 	mounts []Mount
 	jobs   map[string]Job

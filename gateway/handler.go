@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -67,6 +68,10 @@ type handler struct {
 //	/api/v1/du?path=         GET; without path: by data set
 //	/api/v1/pin, unpin, evict, verify   POST PathRequest
 //	/api/v1/jobs/{id}        GET; DELETE cancels
+//	/api/v1/plans            GET; POST PlanRequest
+//	/api/v1/plans/{id}       GET; DELETE cancels
+//	/api/v1/plans/{id}/renew POST PlanRenewal
+//	/api/v1/openapi.yaml     all of these, described
 //
 // POST and DELETE are refused with 403 unless opts.Socket is set. So is a
 // locate, stat or du for anything but a path below a mount, because it would
@@ -98,6 +103,8 @@ func NewHandler(agent Agent, opts HandlerOptions) http.Handler {
 	mux.Handle("/api/v1/locate", h.route(verbs{http.MethodGet: h.locate}))
 	mux.Handle("/api/v1/prefetch", h.route(verbs{http.MethodPost: h.prefetch}))
 	h.addCache(mux)
+	h.addPlans(mux)
+	addOpenAPI(mux)
 	mux.Handle("/api/v1/jobs/{id}", h.route(verbs{
 		http.MethodGet: h.job, http.MethodDelete: h.cancelJob,
 	}))
@@ -128,7 +135,10 @@ type verb func(r *http.Request) (any, error)
 type verbs map[string]verb
 
 // route serves one path of the API.
-func (h *handler) route(methods verbs) http.Handler {
+func (h *handler) route(methods verbs) http.Handler { return h.routeUpTo(maxBody, methods) }
+
+// routeUpTo is route for calls whose body may be larger than others'.
+func (h *handler) routeUpTo(most int64, methods verbs) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		method := r.Method
 		if method == http.MethodHead {
@@ -145,7 +155,7 @@ func (h *handler) route(methods verbs) http.Handler {
 				fmt.Sprintf("%s %s: this listener only reads: ask on the agent's socket", r.Method, r.URL.Path))
 			return
 		}
-		if !limitBody(w, r) {
+		if !limitBody(w, r, most) {
 			return
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
@@ -169,13 +179,13 @@ func (v verbs) allow() string {
 // limitBody bounds the request body in bytes and in time, by reading all of it.
 // Reading ahead of the handler also lets the server notice when the client
 // leaves, and the deadline must be gone by then or it would end the request.
-func limitBody(w http.ResponseWriter, r *http.Request) bool {
+func limitBody(w http.ResponseWriter, r *http.Request, most int64) bool {
 	if r.Body == nil || r.Body == http.NoBody {
 		return true
 	}
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // not supported by recorders, which have no connection
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
 	if err != nil {
 		w.Header().Set("Connection", "close")
 		status := statusOf(err)
@@ -186,7 +196,7 @@ func limitBody(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	_ = rc.SetReadDeadline(time.Time{})
-	r.Body = io.NopCloser(strings.NewReader(string(body)))
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	return true
 }
 
@@ -207,7 +217,7 @@ func (h *handler) status(*http.Request) (any, error) {
 	if err := h.agent.Ready(); err != nil {
 		s.Ready, s.NotReady = false, oneLine(err.Error())
 	}
-	s.Listen, s.Tiers, s.Mounts = list(s.Listen), list(s.Tiers), list(s.Mounts)
+	s.Listen, s.Tiers, s.Mounts, s.Plans = list(s.Listen), list(s.Tiers), list(s.Mounts), list(s.Plans)
 	if s.OriginRequests == nil {
 		s.OriginRequests = map[string]int64{}
 	}

@@ -132,6 +132,7 @@ type Agent struct {
 
 	mounts *mountTable
 	jobs   *jobTable
+	plans  *planTable
 	// changing has a value while somebody pins, unpins or evicts by path.
 	changing chan struct{}
 
@@ -170,6 +171,7 @@ func NewAgent(opts AgentOptions) (*Agent, error) {
 	a.corrupt = newCorruptCounter(a.registry)
 	a.mounts = newMountTable()
 	a.jobs, a.changing = newJobTable(), make(chan struct{}, 1)
+	a.plans = newPlanTable(opts.StateDir)
 	if err := a.open(); err != nil {
 		a.close()
 		return nil, err
@@ -218,6 +220,7 @@ func (a *Agent) close() {
 		for _, d := range a.doors {
 			_ = d.listener.Close()
 		}
+		a.plans.cancelAll()
 		if a.datasets != nil {
 			a.datasets.Close()
 		}
@@ -269,6 +272,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.notReady.Store("leaving")
 	a.log.Info("leaving")
 	a.jobs.cancelAll()
+	a.plans.cancelAll()
 	a.unmountAll()
 	stopServing()
 	return errors.Join(err, services.Wait())

@@ -66,6 +66,7 @@ func (a *app) commands() []*cobra.Command {
 		a.statusCommand(),
 		a.peersCommand(),
 		a.mountsCommand(),
+		a.plansCommand(),
 		a.locateCommand(),
 		a.statCommand(),
 		a.duCommand(),

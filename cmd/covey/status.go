@@ -83,6 +83,9 @@ func showStatus(w io.Writer, s gateway.Status) {
 	for _, m := range s.Mounts {
 		fmt.Fprintf(w, "mount\t%s: %s, %s\n", m.Dir, m.Source, passthrough(m))
 	}
+	for _, p := range s.Plans {
+		fmt.Fprintf(w, "plan\t%s\n", describePlan(p))
+	}
 }
 
 func since(t time.Time) string {
