@@ -109,6 +109,8 @@ type Mount struct {
 	Dir            string `json:"dir"`
 	Passthrough    bool   `json:"passthrough"`
 	PassthroughWhy string `json:"passthrough_why,omitempty"`
+	// Profile is auto until the first open, then large or small.
+	Profile string `json:"profile"`
 	// Opens since the mount, by how they were served.
 	OpensPassthrough uint64 `json:"opens_passthrough"`
 	OpensDaemon      uint64 `json:"opens_daemon"`
@@ -134,6 +136,8 @@ type Peer struct {
 type MountRequest struct {
 	Source string `json:"source"`
 	Dir    string `json:"dir"`
+	// Profile is auto, large or small; empty means the agent's.
+	Profile string `json:"profile,omitempty"`
 }
 
 // PrefetchRequest is the body of POST /api/v1/prefetch.

@@ -185,3 +185,53 @@ func BenchmarkSmallFiles(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkPush pushes files of 110 KiB into the page cache, forgets them and
+// reports files a second and processor seconds per GiB.
+func BenchmarkPush(b *testing.B) {
+	const files, size = 4000, 110 << 10
+	names := newFakeNames()
+	names.opts.BlockSize = covey.DefaultBlockSize
+	names.opts.Immutable = true
+	for i := range files {
+		names.file(fmt.Sprintf("d/f%05d", i), "v1", size)
+	}
+	m := start(b, names, Options{Profile: Small, PushBudget: 8 << 30, PushRate: 1 << 40})
+	for i := range files {
+		m.blocks.fill(b, fmt.Sprintf("d/f%05d", i))
+	}
+	m.list(b, "d")
+	var took, cpu time.Duration
+	for b.Loop() {
+		began, used := time.Now(), processorTime(b)
+		done, err := m.Push(b.Context(), "")
+		took += time.Since(began)
+		cpu += processorTime(b) - used
+		if err != nil || done.Files != files {
+			b.Fatalf("pushed %+v, %v", done, err)
+		}
+		m.tree.pusher.dropAll()
+	}
+	if n := m.Status().Reads; n != 0 {
+		b.Fatalf("%d reads", n)
+	}
+	total := float64(b.N) * files
+	b.ReportMetric(total/took.Seconds(), "files/s")
+	b.ReportMetric(cpu.Seconds()/(total*size/(1<<30)), "core-s/GiB")
+}
+
+// dropAll takes every pushed file out of the kernel's page cache.
+func (p *pusher) dropAll() {
+	budget := p.budget
+	p.budget = 0
+	p.makeRoom()
+	p.budget = budget
+}
+
+func processorTime(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}

@@ -76,23 +76,42 @@ type Options struct {
 	// CompleteAtOpen is the largest file that open fetches whole, to pass it
 	// through to the kernel; 0 means 4 MiB, negative none.
 	CompleteAtOpen int64
-	Log            *slog.Logger
+	// Profile says how files are opened; the zero value decides by the listing.
+	Profile Profile
+	// PushBudget is how many bytes of small files may be in the kernel's page
+	// cache because they were pushed there (profile small); 0 means half the
+	// memory available at mount, negative none.
+	PushBudget int64
+	// PushRate is how many bytes a second are pushed at most; 0 means 2 GiB.
+	PushRate int64
+	Log      *slog.Logger
 	// Metrics are shared by all mounts of an agent; nil counts nowhere.
 	Metrics *Metrics
 }
 
 // Metrics are the counters of all mounts of an agent.
 type Metrics struct {
-	opens *prometheus.CounterVec // covey_mount_opens_total{mode}
+	opens       *prometheus.CounterVec // covey_mount_opens_total{mode}
+	pushedFiles prometheus.Counter
+	pushedBytes prometheus.Counter
+	pushedLost  prometheus.Counter
 }
 
 // NewMetrics registers the counters; it must be called once per registry.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
-	m := &Metrics{opens: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "covey_mount_opens_total",
-		Help: "Opens of regular files, by how their reads are served.",
-	}, []string{"mode"})}
-	reg.MustRegister(m.opens)
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	m := &Metrics{
+		opens: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "covey_mount_opens_total",
+			Help: "Opens of regular files, by how their reads are served.",
+		}, []string{"mode"}),
+		pushedFiles: counter("covey_mount_pushed_files_total", "Files pushed into the kernel's page cache ahead of their readers."),
+		pushedBytes: counter("covey_mount_pushed_bytes_total", "Bytes of those files."),
+		pushedLost:  counter("covey_mount_pushed_lost_total", "Pushed files that the kernel dropped before they were read."),
+	}
+	reg.MustRegister(m.opens, m.pushedFiles, m.pushedBytes, m.pushedLost)
 	// Both are there from the start, so that a rate over them is never absent.
 	m.opens.WithLabelValues("passthrough")
 	m.opens.WithLabelValues("daemon")
@@ -102,6 +121,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 // Status is what a mount says of itself.
 type Status struct {
 	Source, Dir string
+	// Profile is Auto as long as it is not decided.
+	Profile Profile
+	Pushed  Pushed
 	// Passthrough says whether the kernel reads whole files by itself; when
 	// not, PassthroughWhy says why in one line.
 	Passthrough     bool
@@ -144,6 +166,9 @@ func New(names Names, blocks Blocks, dir string, opts Options) (*Mount, error) {
 		return nil, fmt.Errorf("mount %s on %s: %w", names.Name(), dir, err)
 	}
 	abs = resolve(abs)
+	if err := checkProfile(opts.Profile, names.Options()); err != nil {
+		return nil, fmt.Errorf("mount %s on %s: %w", names.Name(), dir, err)
+	}
 	if err := prepare(abs, opts, log); err != nil {
 		return nil, fmt.Errorf("mount %s on %s: %w", names.Name(), dir, err)
 	}
@@ -180,6 +205,10 @@ func newTree(names Names, blocks Blocks, opts Options, log *slog.Logger) (*tree,
 		followers:      map[*node]*follower{},
 		passthrough:    registrar{limit: idleLimit()},
 	}
+	t.configurePush(opts)
+	if opts.Profile != Auto {
+		t.beSmall(opts.Profile == Small)
+	}
 	if opts.UID != nil {
 		t.uid = *opts.UID
 	}
@@ -205,6 +234,8 @@ func (m *Mount) Status() Status {
 	return Status{
 		Source:          m.names.Name(),
 		Dir:             m.dir,
+		Profile:         m.tree.profile.now(),
+		Pushed:          m.tree.pusher.status(),
 		Passthrough:     why == "",
 		PassthroughWhy:  why,
 		OpenPassthrough: m.tree.openPassthrough.Load(),

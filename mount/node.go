@@ -27,6 +27,7 @@ type node struct {
 	lookups uint64 // references the kernel holds
 	mode    uint16 // permission bits
 	kind    dataset.Kind
+	ahead   aheadState // guarded by pusher.mu
 }
 
 // path returns the node's path from the data set's root, "" for the root.
@@ -172,8 +173,8 @@ func (t *nodes) unlink(n *node) {
 	}
 }
 
-// forget drops references and returns the node's open state when it is gone.
-func (t *nodes) forget(id, lookups uint64) *inode {
+// forget drops references and returns the node when it is gone.
+func (t *nodes) forget(id, lookups uint64) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.byID[id]
@@ -187,7 +188,30 @@ func (t *nodes) forget(id, lookups uint64) *inode {
 	n.lookups = 0
 	delete(t.byID, id)
 	t.unlink(n)
-	return n.open
+	return n
+}
+
+// find returns the node of the version of a path that was seen last, nil when
+// the kernel does not know it.
+func (t *nodes) find(dir *node, name string) *node {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	n := t.byIno[inoOf(dir.ino, name)]
+	for n != nil && (n.parent != dir || n.name != name) {
+		n = n.next
+	}
+	return n
+}
+
+// walk returns the node of a path, nil when the kernel does not know it.
+func (t *nodes) walk(path string) *node {
+	n := t.root
+	for name := range strings.SplitSeq(path, "/") {
+		if name != "" && n != nil {
+			n = t.find(n, name)
+		}
+	}
+	return n
 }
 
 // inode returns the node's open state, made when first asked for.

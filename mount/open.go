@@ -23,6 +23,10 @@ func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 	}
 	ctx := t.begin(cancel, &in.InHeader)
 	defer ctx.end()
+	if t.zeroOpen(ctx) {
+		// The kernel opens this file and all others from now on.
+		return fuse.ENOSYS
+	}
 	path := n.path()
 	e, err := t.names.Lookup(ctx, path)
 	if err != nil {

@@ -17,11 +17,19 @@ import (
 // A reply that is short before the end of the file would be padded with zeros by
 // the kernel, so a read is whole or an error.
 func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	h, ok := t.handles.get(in.Fh)
-	if !ok {
-		return nil, fuse.EBADF
-	}
 	t.reads.Add(1)
+	h, ok := t.handles.get(in.Fh)
+	switch {
+	case ok:
+		return t.serve(cancel, in, h, buf)
+	case t.profile.small.Load():
+		return t.readUnopened(cancel, in, buf)
+	}
+	return nil, fuse.EBADF
+}
+
+// serve answers a read through the handle.
+func (t *tree) serve(cancel <-chan struct{}, in *fuse.ReadIn, h *handle, buf []byte) (fuse.ReadResult, fuse.Status) {
 	off := int64(in.Offset)
 	if off < 0 || off >= h.object.Size {
 		return fuse.ReadResultData(nil), fuse.OK

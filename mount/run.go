@@ -63,8 +63,14 @@ func (m *Mount) Run(ctx context.Context) error {
 // serve answers requests until the mount is gone, and gives everything back.
 func (m *Mount) serve() {
 	m.serveOnce.Do(func() {
+		pushing := make(chan struct{})
+		go func() {
+			defer close(pushing)
+			m.tree.runPusher(m.tree.ctx)
+		}()
 		m.server.Serve()
 		m.cancel()
+		<-pushing
 		m.tree.shut()
 		close(m.served)
 	})

@@ -41,7 +41,10 @@ type tree struct {
 	absentAge      time.Duration
 
 	nodes       *nodes
+	profile     profile
 	passthrough registrar
+	unopened    unopened
+	pusher      pusher
 	handles     shards[*handle]
 	dirs        shards[*dirHandle]
 	listings    sync.WaitGroup // goroutines of open directories
@@ -58,6 +61,7 @@ func (t *tree) Init(s *fuse.Server) {
 		return s.RegisterBackingFd(&fuse.BackingMap{Fd: fd})
 	}
 	t.passthrough.close = s.UnregisterBackingFd
+	t.pusher.store, t.pusher.drop = s.InodeNotifyStoreCache, s.InodeNotify
 	if s.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
 		t.passthrough.disable("the kernel does not know passthrough (Linux 6.9 or later does)")
 	}
@@ -104,8 +108,16 @@ func (t *tree) enter(dir *node, e dataset.Entry, out *fuse.EntryOut) {
 
 // Forget gives references back.
 func (t *tree) Forget(id, lookups uint64) {
-	if in := t.nodes.forget(id, lookups); in != nil {
-		in.forget(&t.passthrough)
+	n := t.nodes.forget(id, lookups)
+	if n == nil {
+		return
+	}
+	if n.open != nil {
+		n.open.forget(&t.passthrough)
+	}
+	if t.profile.small.Load() {
+		t.unopened.drop(n)
+		t.pusher.forget(n)
 	}
 }
 
@@ -172,6 +184,7 @@ func (t *tree) shut() {
 	for _, h := range t.handles.drain() {
 		t.release(h)
 	}
+	t.unopened.drain()
 	for _, e := range t.passthrough.parked() {
 		e.in.evict(&t.passthrough, e.b)
 	}

@@ -154,7 +154,7 @@ func (a *Agent) Mount(ctx context.Context, r gateway.MountRequest) (gateway.Moun
 	if err != nil {
 		return gateway.Mount{}, err
 	}
-	if err := a.mount(ctx, e, r.Source); err != nil {
+	if err := a.mount(ctx, e, r); err != nil {
 		if a.mounts.leaving() {
 			err = errLeaving(r.Dir)
 		}
@@ -167,11 +167,11 @@ func (a *Agent) Mount(ctx context.Context, r gateway.MountRequest) (gateway.Moun
 // mount makes what the entry was reserved for. Whatever comes of it, the entry is
 // dropped in the end: here when there is nothing to mount, else when the mount
 // has ended.
-func (a *Agent) mount(ctx context.Context, e *mountEntry, source string) error {
+func (a *Agent) mount(ctx context.Context, e *mountEntry, r gateway.MountRequest) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(e.running, cancel)()
-	m, release, err := a.attach(ctx, e, source)
+	m, release, err := a.attach(ctx, e, r)
 	if err != nil {
 		a.mounts.drop(e)
 		return err
@@ -187,22 +187,27 @@ func (a *Agent) mount(ctx context.Context, e *mountEntry, source string) error {
 	case <-m.Ready():
 		return nil
 	case <-e.ended:
-		return fmt.Errorf("mount %s on %s: it ended before it answered; see the agent's log: %w", source, e.dir, covey.ErrUnavailable)
+		return fmt.Errorf("mount %s on %s: it ended before it answered; see the agent's log: %w", r.Source, e.dir, covey.ErrUnavailable)
 	case <-ctx.Done():
 		e.stop()
 		<-e.ended
-		return fmt.Errorf("mount %s on %s: %w", source, e.dir, ctx.Err())
+		return fmt.Errorf("mount %s on %s: %w", r.Source, e.dir, ctx.Err())
 	}
 }
 
 // attach opens the source and mounts it; who calls it runs the mount and then
 // calls release.
-func (a *Agent) attach(ctx context.Context, e *mountEntry, source string) (m *mount.Mount, release func(), err error) {
-	ds, release, err := a.OpenDataset(ctx, source)
+func (a *Agent) attach(ctx context.Context, e *mountEntry, r gateway.MountRequest) (m *mount.Mount, release func(), err error) {
+	opts := a.opts.Mount
+	if r.Profile != "" {
+		if opts.Profile, err = mount.ParseProfile(r.Profile); err != nil {
+			return nil, nil, fmt.Errorf("mount %s on %s: %w", r.Source, r.Dir, err)
+		}
+	}
+	ds, release, err := a.OpenDataset(ctx, r.Source)
 	if err != nil {
 		return nil, nil, err
 	}
-	opts := a.opts.Mount
 	opts.Metrics, opts.Log = a.mountMetrics, a.log
 	if m, err = mount.New(ds, a.blocks, e.dir, opts); err != nil {
 		release()
@@ -275,6 +280,7 @@ func mountStatus(e *mountEntry) gateway.Mount {
 	s := e.mount.Status()
 	return gateway.Mount{
 		Source: s.Source, Dir: s.Dir, Passthrough: s.Passthrough, PassthroughWhy: s.PassthroughWhy,
+		Profile:          s.Profile.String(),
 		OpensPassthrough: s.OpenPassthrough, OpensDaemon: s.OpenDaemon,
 	}
 }

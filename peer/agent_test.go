@@ -58,7 +58,7 @@ func TestMountWhileLeaving(t *testing.T) {
 		close(left)
 	}()
 	eventually(t, "the agent is leaving", a.mounts.leaving)
-	if err := a.mount(t.Context(), e, source); err == nil {
+	if err := a.mount(t.Context(), e, gateway.MountRequest{Source: source, Dir: e.dir}); err == nil {
 		t.Error("an agent that was leaving has mounted")
 	}
 	select {

@@ -71,7 +71,7 @@ func peerOptions(c *agentConfig, log *slog.Logger) (peer.AgentOptions, error) {
 		API:       c.api,
 		Version:   readVersion().Version,
 		Dataset:   dataset.Options{MaxAge: c.policy.maxAge, Immutable: c.policy.immutable},
-		Mount:     mount.Options{ReadTimeout: c.policy.readTimeout},
+		Mount:     mount.Options{ReadTimeout: c.policy.readTimeout, Profile: c.policy.profile},
 		Log:       log,
 	}
 	for _, d := range c.cache {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/covey-cache/covey/gateway"
+	"github.com/covey-cache/covey/mount"
 )
 
 // doctorTimeout bounds each check that asks somebody.
@@ -114,7 +115,7 @@ func checkAgent(ctx context.Context, c *agentConfig) []finding {
 	}
 	for _, m := range status.Mounts {
 		sources = append(sources, m.Source)
-		if !m.Passthrough {
+		if !m.Passthrough && m.Profile != mount.Small.String() {
 			found = append(found, finding{warn, fmt.Sprintf("mount %s has no passthrough: %s", m.Dir, m.PassthroughWhy), "see the lines on the kernel and the cache"})
 		}
 	}

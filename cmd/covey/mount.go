@@ -40,6 +40,7 @@ a plain path.`,
 		Args:    exactly("SOURCE", "DIR"),
 		RunE:    a.mount,
 	}
+	cmd.Flags().String("profile", "", "how files are opened, `auto|large|small` (default: the agent's)")
 	addClientFlags(cmd)
 	addJSONFlag(cmd)
 	return cmd
@@ -54,6 +55,13 @@ func (a *app) mount(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
+	profile, err := cmd.Flags().GetString("profile")
+	if err != nil {
+		return err
+	}
+	if _, err := mount.ParseProfile(profile); err != nil {
+		return misuse("--profile: %w", err)
+	}
 	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	client, err := a.client(cmd)
@@ -67,7 +75,7 @@ func (a *app) mount(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	defer client.Close()
-	m, err := client.Mount(ctx, gateway.MountRequest{Source: source, Dir: dir})
+	m, err := client.Mount(ctx, gateway.MountRequest{Source: source, Dir: dir, Profile: profile})
 	if errors.Is(err, context.Canceled) {
 		return fmt.Errorf("mount %s on %s: interrupted", source, dir)
 	}

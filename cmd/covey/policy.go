@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+
+	"github.com/covey-cache/covey/mount"
 )
 
 // policy is how data sets are kept fresh and how long a read may wait. Zero
@@ -12,6 +14,7 @@ type policy struct {
 	maxAge      time.Duration // negative: ask the origin at each open
 	immutable   bool
 	readTimeout time.Duration
+	profile     mount.Profile
 }
 
 // minReadTimeout is two round trips to a far origin; less would fail reads that
@@ -34,6 +37,16 @@ func (p *policy) parse(l layer, _ func(string) string) error {
 			return l.fault("immutable", fmt.Errorf("%q: say true or false", v.words[0]))
 		}
 		p.immutable = b
+	}
+	if v, ok := l["profile"]; ok {
+		profile, err := mount.ParseProfile(v.words[0])
+		if err != nil {
+			return l.fault("profile", err)
+		}
+		if profile == mount.Small && !p.immutable {
+			return l.fault("profile", fmt.Errorf("small is for immutable data sets: say immutable too, or auto"))
+		}
+		p.profile = profile
 	}
 	if v, ok := l["read-timeout"]; ok {
 		d, err := time.ParseDuration(v.words[0])

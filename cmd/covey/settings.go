@@ -43,6 +43,7 @@ var settings = []setting{
 	{"data-plane", single, "how blocks travel, `tls|plain`; only tls is built (default tls)"},
 	{"max-age", single, "believe a listing for `TIME` before asking the origin again; 0s asks at each open (default 1m)"},
 	{"immutable", single, "no object ever changes: listings are believed for ever; `true` or false (default false)"},
+	{"profile", single, "how mounts open files, `auto|large|small`: large passes whole files through to the kernel; small has the kernel open small files of immutable data sets by itself; auto decides by the listing (default auto)"},
 	{"read-timeout", single, "`TIME` that one read may wait for the mesh and the origin before it fails with EIO (default 30s)"},
 	{"zone", single, "`NAME` of this host's zone"},
 	{"rack", single, "`NAME` of this host's rack"},

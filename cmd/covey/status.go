@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/covey-cache/covey/gateway"
+	"github.com/covey-cache/covey/mount"
 )
 
 // query makes a command that asks the agent one thing and shows the answer.
@@ -110,6 +111,9 @@ func counts(m map[string]int64, none string) string {
 }
 
 func passthrough(m gateway.Mount) string {
+	if m.Profile == mount.Small.String() {
+		return "profile small"
+	}
 	if m.Passthrough {
 		return "passthrough"
 	}
