@@ -175,8 +175,8 @@ func TestPushRunsAheadOfAReader(t *testing.T) {
 	if s.Reads > 2+files/probeEvery || s.Reads < 4 {
 		t.Errorf("%d reads for %d files in order, %d pushed ahead", s.Reads, files, s.Pushed.Files)
 	}
-	if int64(s.Reads)+s.Pushed.Files != files {
-		t.Errorf("%d reads and %d pushes do not make %d files", s.Reads, s.Pushed.Files, files)
+	if int64(s.Reads)+s.Pushed.Files < files {
+		t.Errorf("%d reads and %d pushes cannot make %d files", s.Reads, s.Pushed.Files, files)
 	}
 }
 
