@@ -75,6 +75,7 @@ func (a *app) commands() []*cobra.Command {
 		a.evictCommand(),
 		a.verifyCommand(),
 		a.clusterCommand(),
+		a.testnetCommand(),
 		a.doctorCommand(),
 		a.versionCommand(),
 		a.completionCommand(),
