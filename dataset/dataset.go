@@ -81,6 +81,7 @@ type Dataset struct {
 	runs     map[string]*run
 	facts    *lru[string, fact]
 	queries  map[string]*query
+	edits    *lru[string, uint64] // seq of the last change from here, by directory
 	extents  *lru[extentKey, *covey.Extent]
 	watchers map[int]Watcher
 	nextID   int
@@ -101,6 +102,7 @@ func New(src *origin.Source, opts Options) *Dataset {
 		runs:     make(map[string]*run),
 		facts:    newLRU[string, fact](maxFacts),
 		queries:  make(map[string]*query),
+		edits:    newLRU[string, uint64](maxEdits),
 		extents:  newLRU[extentKey, *covey.Extent](maxExtents),
 		watchers: make(map[int]Watcher),
 	}

@@ -163,6 +163,9 @@ func (d *Dataset) settle(r *run, err error) (old *listing) {
 			return nil // a later run was faster
 		}
 		d.listings.put(r.path, r.listing, n+dirCost)
+		if d.changedSince(r.path, r.seq) {
+			r.dirty.Store(true)
+		}
 		for _, name := range r.late {
 			// Lookups ask for it, and the next ReadDir lists again.
 			d.facts.put(joinPath(r.path, name), fact{doubt: true, seq: d.nextSeq(), at: time.Now()}, 1)

@@ -53,10 +53,19 @@ func attach(t *tree, dir string, opts Options, log *slog.Logger) (*fuse.Server, 
 		Logger:                   slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		PanicHandler:             panicked(log),
 	}
+	var flags uintptr = unix.MS_NOSUID | unix.MS_NODEV
+	if opts.Write == nil {
+		flags |= unix.MS_RDONLY
+		o.Options = append(o.Options, "ro")
+	} else {
+		// An open that cuts an object is one request, which says so.
+		o.ExtraCapabilities = fuse.CAP_ATOMIC_O_TRUNC
+	}
 	if os.Geteuid() == 0 {
 		direct := o
 		direct.DirectMountStrict = true
-		direct.DirectMountFlags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
+		direct.DirectMountFlags = flags
+		direct.Options = []string{"default_permissions"}
 		s, err := fuse.NewServer(t, dir, &direct)
 		if err == nil || !errors.Is(err, unix.EPERM) {
 			return s, err
@@ -65,7 +74,7 @@ func attach(t *tree, dir string, opts Options, log *slog.Logger) (*fuse.Server, 
 			return nil, fmt.Errorf("%w: it needs CAP_SYS_ADMIN (in a container: --cap-add SYS_ADMIN --device /dev/fuse) or fusermount3", err)
 		}
 	}
-	o.Options = append(o.Options, "ro", "nosuid", "nodev")
+	o.Options = append(o.Options, "nosuid", "nodev")
 	s, err := fuse.NewServer(t, dir, &o)
 	if err != nil {
 		// fusermount3 writes its reason to standard error, and go-fuse ends its

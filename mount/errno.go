@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/covey-cache/covey"
+	"github.com/covey-cache/covey/origin"
 )
 
 // errInterrupted says that the process that asked is about to die of a signal.
@@ -21,6 +22,14 @@ var errnoTable = []struct {
 	status fuse.Status
 }{
 	{errInterrupted, fuse.EINTR},
+	{errStagingFull, fuse.Status(unix.ENOSPC)},
+	{unix.ENOSPC, fuse.Status(unix.ENOSPC)},
+	{unix.EDQUOT, fuse.Status(unix.EDQUOT)},
+	{origin.ErrExists, fuse.Status(unix.EEXIST)},
+	{origin.ErrNotEmpty, fuse.Status(unix.ENOTEMPTY)},
+	{origin.ErrUnsupported, fuse.Status(unix.EXDEV)},
+	{errDraftsBelow, fuse.EBUSY},
+	{errNotDir, fuse.ENOTDIR},
 	{covey.ErrStale, fuse.Status(unix.ESTALE)},
 	{covey.ErrNotFound, fuse.ENOENT},
 	{covey.ErrDenied, fuse.EACCES},

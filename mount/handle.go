@@ -29,6 +29,11 @@ type handle struct {
 	entry   dataset.Entry
 	object  covey.Object
 	backing *backing // nil: the daemon serves the reads
+	draft   *draft   // nil: an object
+	// writes says that the handle may write to the draft, for the process opener;
+	// unclosed, that this one has not closed it yet. writes.mu guards unclosed.
+	writes, unclosed bool
+	opener           uint32
 
 	mu     sync.Mutex
 	extent *covey.Extent // the one used last

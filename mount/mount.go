@@ -84,7 +84,12 @@ type Options struct {
 	PushBudget int64
 	// PushRate is how many bytes a second are pushed at most; 0 means 2 GiB.
 	PushRate int64
-	Log      *slog.Logger
+	// Umask takes permissions from what its origin has none for: of 0666 and 0777
+	// where the mount may write, else of 0444 and 0555. Nil means 022.
+	Umask *uint32
+	// Write makes the mount one that may write; nil, one that only reads.
+	Write *WriteOptions
+	Log   *slog.Logger
 	// Metrics are shared by all mounts of an agent; nil counts nowhere.
 	Metrics *Metrics
 }
@@ -172,7 +177,13 @@ func New(names Names, blocks Blocks, dir string, opts Options) (*Mount, error) {
 	if err := prepare(abs, opts, log); err != nil {
 		return nil, fmt.Errorf("mount %s on %s: %w", names.Name(), dir, err)
 	}
+	if opts.Write != nil {
+		if err := opts.Write.Edits.Writable(); err != nil {
+			return nil, fmt.Errorf("mount %s on %s to write: %w", names.Name(), dir, err)
+		}
+	}
 	t, cancel := newTree(names, blocks, opts, log)
+	t.mountedAt = abs
 	server, err := attach(t, abs, opts, log)
 	if err != nil {
 		cancel()
@@ -222,6 +233,10 @@ func newTree(names Names, blocks Blocks, opts Options, log *slog.Logger) (*tree,
 		t.completeAtOpen = DefaultCompleteAtOpen
 	}
 	t.entryAge, t.absentAge = ages(names.Options())
+	t.nodes.setModes(opts.Umask, opts.Write != nil)
+	if t.writes = newWrites(opts.Write, names.Name()); t.writes != nil {
+		t.names = overlay{names, t}
+	}
 	return t, cancel
 }
 

@@ -91,7 +91,14 @@ type nodes struct {
 	byIno map[uint64]*node
 	last  uint64 // node IDs are never used twice
 	root  *node
+	modes modes
 }
+
+// modes are the permissions of what its origin has none for.
+type modes struct{ file, dir uint16 }
+
+// readModes are those of a mount that only reads.
+var readModes = modes{file: 0o444, dir: 0o555}
 
 func newNodes(now time.Time) *nodes {
 	root := &node{kind: dataset.Dir, id: fuse.FUSE_ROOT_ID, ino: fuse.FUSE_ROOT_ID, mtime: now.UnixNano(), mode: 0o555}
@@ -100,6 +107,7 @@ func newNodes(now time.Time) *nodes {
 		byIno: map[uint64]*node{},
 		last:  root.id,
 		root:  root,
+		modes: readModes,
 	}
 }
 
@@ -126,7 +134,7 @@ func (t *nodes) enter(dir *node, e dataset.Entry, attr *fuse.Attr) *node {
 		}
 		n = t.add(dir, ino, e)
 	}
-	n.mode, n.mtime = permissions(e), e.ModTime.UnixNano()
+	n.mode, n.mtime = t.permissions(e), e.ModTime.UnixNano()
 	if e.ModTime.IsZero() {
 		n.mtime = 0
 	}
@@ -266,18 +274,18 @@ func typeOf(k dataset.Kind) uint32 {
 	}
 }
 
-// permissions are the origin's, without set-ID and sticky bits, or read for
-// everybody where it has none.
-func permissions(e dataset.Entry) uint16 {
+// permissions are the origin's, without set-ID and sticky bits, or the mount's
+// where it has none.
+func (t *nodes) permissions(e dataset.Entry) uint16 {
 	switch {
 	case e.Kind == dataset.Symlink:
 		return 0o777
 	case e.Mode.Perm() != 0:
 		return uint16(e.Mode.Perm())
 	case e.Kind == dataset.Dir:
-		return 0o555
+		return t.modes.dir
 	default:
-		return 0o444
+		return t.modes.file
 	}
 }
 

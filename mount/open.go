@@ -14,12 +14,16 @@ import (
 
 // Open revalidates the object and decides who serves its reads.
 func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY || in.Flags&unix.O_TRUNC != 0 {
-		return fuse.EROFS
-	}
 	n := t.nodes.get(in.NodeId)
 	if n == nil || n.kind != dataset.File {
 		return fuse.Status(unix.ESTALE)
+	}
+	if t.writes != nil {
+		if status, done := t.openWrites(cancel, in, out, n); done {
+			return status
+		}
+	} else if in.Flags&unix.O_ACCMODE != unix.O_RDONLY || in.Flags&unix.O_TRUNC != 0 {
+		return fuse.EROFS
 	}
 	ctx := t.begin(cancel, &in.InHeader)
 	defer ctx.end()
@@ -160,6 +164,10 @@ func (t *tree) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 }
 
 func (t *tree) release(h *handle) {
+	if h.draft != nil {
+		t.leaveDraft(h)
+		return
+	}
 	h.dropBlocks(true)
 	h.inode.leave(&t.passthrough, h.backing != nil)
 }

@@ -31,6 +31,9 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 // serve answers a read through the handle.
 func (t *tree) serve(cancel <-chan struct{}, in *fuse.ReadIn, h *handle, buf []byte) (fuse.ReadResult, fuse.Status) {
 	off := int64(in.Offset)
+	if h.draft != nil {
+		return h.draft.read(buf[:min(len(buf), int(in.Size))], off)
+	}
 	if off < 0 || off >= h.object.Size {
 		return fuse.ReadResultData(nil), fuse.OK
 	}

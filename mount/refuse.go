@@ -5,71 +5,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The calls that a read-only file system refuses. The mount is read-only for the
-// kernel too, which answers most of them before they come here.
+// The calls that no mount answers with a yes. One that only reads is read-only
+// for the kernel too, which answers most of them before they come here; one that
+// may write says what link(2) and mknod(2) say of a file system without such
+// files.
 
-// SetAttr is refused.
-func (t *tree) SetAttr(<-chan struct{}, *fuse.SetAttrIn, *fuse.AttrOut) fuse.Status {
-	return fuse.EROFS
+func (t *tree) refusal(writable fuse.Status) fuse.Status {
+	if t.readOnly() {
+		return fuse.EROFS
+	}
+	return writable
 }
 
-// Mknod is refused.
+// Mknod is refused: an origin has no devices, sockets or pipes.
 func (t *tree) Mknod(<-chan struct{}, *fuse.MknodIn, string, *fuse.EntryOut) fuse.Status {
-	return fuse.EROFS
+	return t.refusal(fuse.EPERM)
 }
 
-// Mkdir is refused.
-func (t *tree) Mkdir(<-chan struct{}, *fuse.MkdirIn, string, *fuse.EntryOut) fuse.Status {
-	return fuse.EROFS
-}
-
-// Unlink is refused.
-func (t *tree) Unlink(<-chan struct{}, *fuse.InHeader, string) fuse.Status { return fuse.EROFS }
-
-// Rmdir is refused.
-func (t *tree) Rmdir(<-chan struct{}, *fuse.InHeader, string) fuse.Status { return fuse.EROFS }
-
-// Rename is refused.
-func (t *tree) Rename(<-chan struct{}, *fuse.RenameIn, string, string) fuse.Status {
-	return fuse.EROFS
-}
-
-// Link is refused.
+// Link is refused: an object has one key.
 func (t *tree) Link(<-chan struct{}, *fuse.LinkIn, string, *fuse.EntryOut) fuse.Status {
-	return fuse.EROFS
+	return t.refusal(fuse.EPERM)
 }
 
 // Symlink is refused.
 func (t *tree) Symlink(<-chan struct{}, *fuse.InHeader, string, string, *fuse.EntryOut) fuse.Status {
-	return fuse.EROFS
+	return t.refusal(fuse.EPERM)
 }
 
-// Create is refused.
-func (t *tree) Create(<-chan struct{}, *fuse.CreateIn, string, *fuse.CreateOut) fuse.Status {
-	return fuse.EROFS
-}
-
-// Tmpfile is refused.
+// Tmpfile is refused, so that programs make a file with a name and remove it.
 func (t *tree) Tmpfile(<-chan struct{}, *fuse.CreateIn, *fuse.CreateOut) fuse.Status {
-	return fuse.EROFS
+	return t.refusal(fuse.Status(unix.EOPNOTSUPP))
 }
 
-// Write is refused.
-func (t *tree) Write(<-chan struct{}, *fuse.WriteIn, []byte) (uint32, fuse.Status) {
-	return 0, fuse.EROFS
-}
-
-// Writev is refused.
-func (t *tree) Writev(<-chan struct{}, *fuse.WriteIn, [][]byte) (uint32, fuse.Status) {
-	return 0, fuse.EROFS
-}
-
-// Fallocate is refused.
-func (t *tree) Fallocate(<-chan struct{}, *fuse.FallocateIn) fuse.Status { return fuse.EROFS }
-
-// CopyFileRange is refused: its target would be on this mount.
+// CopyFileRange is left to the kernel, which copies by reads and writes.
 func (t *tree) CopyFileRange(<-chan struct{}, *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
-	return 0, fuse.EROFS
+	return 0, t.refusal(fuse.ENOSYS)
 }
 
 // Ioctl knows none.
@@ -77,18 +47,9 @@ func (t *tree) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []b
 	return fuse.Status(unix.ENOTTY)
 }
 
-// Flush has nothing to do. Files that were opened here are closed without it; the
-// kernel asks for those that it opened by itself, until it hears ENOSYS: a message
-// at each close would cost profile small two thirds of its speed.
-func (t *tree) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status {
-	if t.profile.small.Load() {
-		return fuse.ENOSYS
-	}
-	return fuse.OK
-}
-
 // The embedded default answers everything else with ENOSYS, which the kernel
-// takes as "never ask again" and answers by itself from then on: access,
-// fsync and fsyncdir succeed, statx falls back to getattr, SEEK_DATA and
-// SEEK_HOLE see one run of data. Locks are not asked for at all; the kernel
-// keeps them. Extended attributes are switched off in the mount's options.
+// takes as "never ask again" and answers by itself from then on: access and
+// fsyncdir succeed (fsync, too, on a mount that only reads), statx falls back to
+// getattr, SEEK_DATA and SEEK_HOLE see one run of data. Locks are not asked for at
+// all; the kernel keeps them. Extended attributes are switched off in the mount's
+// options.

@@ -40,6 +40,10 @@ type tree struct {
 	entryAge       time.Duration
 	absentAge      time.Duration
 
+	writes    *writes  // nil: the mount only reads
+	mountedAt string   // the resolved directory
+	notify    notifier // the kernel's door for what it must forget
+
 	nodes       *nodes
 	profile     profile
 	passthrough registrar
@@ -62,6 +66,7 @@ func (t *tree) Init(s *fuse.Server) {
 	}
 	t.passthrough.close = s.UnregisterBackingFd
 	t.pusher.store, t.pusher.drop = s.InodeNotifyStoreCache, s.InodeNotify
+	t.notify = s
 	if s.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
 		t.passthrough.disable("the kernel does not know passthrough (Linux 6.9 or later does)")
 	}
@@ -104,6 +109,11 @@ func (t *tree) enter(dir *node, e dataset.Entry, out *fuse.EntryOut) {
 	out.Uid, out.Gid = t.uid, t.gid
 	out.SetEntryTimeout(t.entryAge)
 	out.SetAttrTimeout(t.entryAge)
+	if t.writes != nil && t.writes.dress(n, &out.Attr) {
+		t.writes.entered(n)
+		out.SetEntryTimeout(0)
+		out.SetAttrTimeout(0)
+	}
 }
 
 // Forget gives references back.
@@ -131,6 +141,9 @@ func (t *tree) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut)
 	t.nodes.fill(n, &out.Attr)
 	out.Uid, out.Gid = t.uid, t.gid
 	out.SetTimeout(t.entryAge)
+	if t.writes != nil && t.writes.dress(n, &out.Attr) {
+		out.SetTimeout(0)
+	}
 	return fuse.OK
 }
 
@@ -185,6 +198,9 @@ func (t *tree) shut() {
 		t.release(h)
 	}
 	t.unopened.drain()
+	if t.writes != nil {
+		t.writes.ends.Wait()
+	}
 	for _, e := range t.passthrough.parked() {
 		e.in.evict(&t.passthrough, e.b)
 	}
