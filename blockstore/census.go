@@ -11,7 +11,7 @@ import (
 // Stat returns what is here of an object, without I/O. Of one that is neither here
 // nor pinned, that is nothing.
 func (s *Store) Stat(o covey.Object) Stat {
-	st := Stat{Object: o}
+	st := Stat{Object: o, Missing: DiskUse(o)}
 	if o.Validate() != nil {
 		return st
 	}
@@ -24,6 +24,7 @@ func (s *Store) Stat(o covey.Object) Stat {
 		}
 		if part.Blocks > 0 {
 			here = append(here, t)
+			st.Missing = part.Missing
 		}
 		st.Blocks += part.Blocks
 		st.Used += part.Used
@@ -31,10 +32,11 @@ func (s *Store) Stat(o covey.Object) Stat {
 		st.Pinned = st.Pinned || part.Pinned
 	}
 	if len(here) > 1 {
-		st.Blocks = 0
+		st.Blocks, st.Missing = 0, DiskUse(o)
 		for i := range o.Blocks() {
 			if anyHolds(here, blockKey{id, uint32(i)}) {
 				st.Blocks++
+				st.Missing -= blockUse(o, i)
 			}
 		}
 		st.Whole = st.Blocks == o.Blocks()

@@ -30,6 +30,7 @@ func (s *tier) drop(l covey.Locator) error {
 	k := blockKey{l.Object.ID(), uint32(l.Index)}
 	s.mu.Lock()
 	s.claimBlock(k)
+	use, known := s.storedUse(l, k)
 	e := s.table.find(&k.id)
 	if e == nil || !s.table.has(e, l.Index) {
 		s.mu.Unlock()
@@ -37,13 +38,14 @@ func (s *tier) drop(l covey.Locator) error {
 		return nil
 	}
 	f := s.open[k.id]
-	if e.flags&flagHanded != 0 || f != nil && slices.Contains(f.held, k.index) {
+	if e.flags&flagHanded != 0 || f != nil && slices.Contains(f.held, k.index) || !known {
 		s.mu.Unlock()
 		s.unclaimBlock(k)
 		return s.dropObject(l.Object)
 	}
 	s.table.unset(e, l.Index)
-	s.charge(k.id, -blockUse(l.Object, l.Index))
+	s.discharge(l, k.id, use)
+	s.table.account(e, l.Object, -use, false)
 	s.drops++
 	s.note(l.Object, k, change{gone: true, prior: true})
 	// The last block takes the file with it, unless another is on its way in.
@@ -62,6 +64,26 @@ func (s *tier) drop(l covey.Locator) error {
 	}
 	s.unclaimBlock(k)
 	return ignoreMissing(err)
+}
+
+// storedUse is the disk use of a block that is claimed, and whether that is known:
+// of a coded object it is in the block's record. mu is held, and given up between.
+func (s *tier) storedUse(l covey.Locator, k blockKey) (use int64, known bool) {
+	use = blockUse(l.Object, l.Index)
+	if s.codedLike(k.id) != likeCoded {
+		return use, true
+	}
+	s.mu.Unlock()
+	r, err := s.record(k)
+	s.mu.Lock()
+	return r.use(l.Range().Len), err == nil
+}
+
+// discharge gives back the room of a block that takes use. mu is held.
+func (s *tier) discharge(l covey.Locator, id covey.ObjectID, use int64) {
+	plain := blockUse(l.Object, l.Index)
+	s.charge(id, -plain)
+	s.used += plain - use
 }
 
 // DropObject forgets an object: its file is unlinked, and every block of it is
@@ -100,7 +122,9 @@ func (s *tier) removeObject(o covey.Object, id covey.ObjectID) (freed int64, err
 		return 0, nil
 	}
 	freed = s.table.objectUse(e, o)
-	s.charge(id, -freed)
+	plain := s.table.plainUse(e, o)
+	s.charge(id, -plain)
+	s.used += plain - freed
 	s.table.remove(e)
 	s.pending.wipe(id, o)
 	s.noted()

@@ -12,8 +12,10 @@ type Stat struct {
 	Object covey.Object
 	Blocks int   // of it that are here
 	Used   int64 // disk use of those, in bytes
-	Whole  bool  // every block is here
-	Pinned bool
+	// Missing is the most that the others would take.
+	Missing int64
+	Whole   bool // every block is here
+	Pinned  bool
 }
 
 // Stat returns what is here of an object, without I/O. Of one that is neither here
@@ -34,11 +36,13 @@ func (s *tier) stat(st *Stat) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.Pinned = s.pinned(id)
+	st.Missing = DiskUse(st.Object)
 	e := s.table.find(&id)
 	if e == nil {
 		return st.Pinned
 	}
 	st.Blocks, st.Used = int(e.count), s.table.objectUse(e, st.Object)
+	st.Missing -= s.table.plainUse(e, st.Object)
 	st.Whole = e.count == e.blocks
 	return true
 }
@@ -84,7 +88,7 @@ func (du *Du) add(st Stat) {
 	if st.Pinned {
 		du.Pinned++
 		du.PinnedUsed += st.Used
-		du.Missing += DiskUse(st.Object) - st.Used
+		du.Missing += st.Missing
 	}
 }
 

@@ -123,8 +123,11 @@ func (s *tier) disown(g *group) {
 		if !c.fresh || e == nil || !s.table.has(e, int(k.index)) {
 			continue
 		}
+		l := g.objects[k.id].object.Block(int(k.index))
+		use := c.use(l.Range().Len)
 		s.table.unset(e, int(k.index))
-		s.charge(k.id, -blockUse(g.objects[k.id].object, int(k.index)))
+		s.discharge(l, k.id, use)
+		s.table.account(e, l.Object, -use, false)
 		s.drops++
 		if e.count == 0 && s.claims[k.id] == 0 {
 			s.table.remove(e)

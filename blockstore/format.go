@@ -34,8 +34,13 @@ const (
 	nameTrash = "trash"
 )
 
-// formatVersion is the version of everything in the directory.
-const formatVersion = 1
+// formatVersion is the version of everything in the directory. Version 1 has no
+// compressed or encrypted blocks and is otherwise the same; a store of it becomes
+// one of this version when it is opened.
+const (
+	formatVersion = 2
+	formatOldest  = 1
+)
 
 const formatPrefix = "covey-blockstore "
 
@@ -143,9 +148,13 @@ func (l layout) check() error {
 	}
 	line := strings.TrimSuffix(string(b), "\n")
 	v, found := strings.CutPrefix(line, formatPrefix)
-	if n, err := strconv.Atoi(v); !found || err != nil || n != formatVersion {
-		return fmt.Errorf("its format is %q and this covey knows %q; empty the directory or use another: %w",
+	n, err := strconv.Atoi(v)
+	switch {
+	case !found || err != nil || n < formatOldest || n > formatVersion:
+		return fmt.Errorf("its format is %q and this covey knows %q and older; empty the directory or use another: %w",
 			line, formatPrefix+strconv.Itoa(formatVersion), covey.ErrInvalid)
+	case n < formatVersion:
+		return l.writeFormat()
 	}
 	return nil
 }
@@ -162,6 +171,11 @@ func (l layout) claim() error {
 			return fmt.Errorf("it holds %q, which is not a cache; give an empty directory: %w", n, covey.ErrInvalid)
 		}
 	}
+	return l.writeFormat()
+}
+
+// writeFormat says that the directory is of this version.
+func (l layout) writeFormat() error {
 	tmp := l.path(nameFormat + ".new")
 	f, err := l.fs.Create(tmp, vfs.WriteCategoryUnspecified)
 	if err != nil {

@@ -121,6 +121,7 @@ func (g *group) seal(t *table, number uint64) {
 		p := presence{
 			group: number, size: oc.object.Size, blockSize: oc.object.BlockSize,
 			whole: e.count == e.blocks,
+			coded: e.flags&flagCoded != 0, use: e.use,
 		}
 		if !p.whole {
 			p.bits = make([]byte, (e.blocks+7)/8)

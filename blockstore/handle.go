@@ -43,7 +43,7 @@ type handle struct {
 	l        covey.Locator
 	off      int64
 	len      int
-	digest   covey.Digest
+	r        record
 	released atomic.Bool
 }
 
@@ -83,11 +83,11 @@ func (s *tier) get(l covey.Locator) (*handle, error) {
 		return nil, s.unreadable(l, err)
 	}
 	rng := l.Range()
-	h := &handle{s: s, f: f, l: l, off: rng.Off, len: int(rng.Len), digest: r.digest}
+	h := &handle{s: s, f: f, l: l, off: rng.Off, len: int(rng.Len), r: r}
 	if seen {
 		return h, nil
 	}
-	if err := h.verify(r, suspect); err != nil {
+	if err := h.verify(suspect); err != nil {
 		s.letGo(f, l.Index)
 		return nil, s.unreadable(l, err)
 	}
@@ -164,7 +164,11 @@ var errMismatch = fmt.Errorf("bytes on disk changed: %w", covey.ErrCorrupt)
 var checkBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
 
 // verify reads the block and compares its checksum, and its digest if asked to.
-func (h *handle) verify(r record, digest bool) error {
+func (h *handle) verify(digest bool) error {
+	r := h.r
+	if r.coding != nil {
+		return h.verifyCoded(digest)
+	}
 	buf := checkBuffers.Get().(*[]byte)
 	defer checkBuffers.Put(buf)
 	var sum uint32
@@ -203,7 +207,7 @@ func (s *tier) unreadable(l covey.Locator, err error) error {
 	switch {
 	case errors.Is(err, covey.ErrNotFound) && !errors.Is(err, fs.ErrNotExist):
 		return covey.ErrNotFound // not here, or dropped while we looked
-	case isTransient(err) || errors.Is(err, errIndexGone):
+	case isTransient(err) || errors.Is(err, errIndexGone) || errors.Is(err, errNoKey):
 		return fmt.Errorf("%w: %w", err, covey.ErrUnavailable)
 	}
 	s.log.Warn("cached block dropped: it cannot be read back",
@@ -247,7 +251,7 @@ func (h *handle) ReadAt(p []byte, off int64) (int, error) {
 	if short {
 		p = p[:int64(h.len)-off]
 	}
-	n, err := h.f.ReadAt(p, h.off+off)
+	n, err := h.readAt(p, off)
 	if n == len(p) {
 		if short {
 			return n, io.EOF
@@ -271,7 +275,7 @@ func (s *tier) readFailed(l covey.Locator, err error) {
 }
 
 func (h *handle) Len() int             { return h.len }
-func (h *handle) Digest() covey.Digest { return h.digest }
+func (h *handle) Digest() covey.Digest { return h.r.digest }
 
 func (h *handle) Release() {
 	if h.released.Swap(true) {

@@ -8,6 +8,7 @@ type metrics struct {
 	collectors []prometheus.Collector
 
 	admitted, refused, corrupt, unreadable, evicted prometheus.Counter
+	plainBytes, storedBytes                         prometheus.Counter
 	commit                                          prometheus.Histogram
 }
 
@@ -21,12 +22,14 @@ func newMetrics(s *tier, r prometheus.Registerer) *metrics {
 			func() float64 { return f(s.Usage()) })
 	}
 	m := &metrics{
-		registry:   r,
-		admitted:   counter("admitted_blocks_total", "Blocks written."),
-		refused:    counter("refused_blocks_total", "Blocks not admitted: no room, or a fault."),
-		evicted:    counter("evicted_objects_total", "Objects that gave way."),
-		corrupt:    counter("corrupt_blocks_total", "Blocks whose bytes on disk had changed."),
-		unreadable: counter("unreadable_blocks_total", "Blocks that the disk did not give back."),
+		registry:    r,
+		admitted:    counter("admitted_blocks_total", "Blocks written."),
+		refused:     counter("refused_blocks_total", "Blocks not admitted: no room, or a fault."),
+		evicted:     counter("evicted_objects_total", "Objects that gave way."),
+		corrupt:     counter("corrupt_blocks_total", "Blocks whose bytes on disk had changed."),
+		unreadable:  counter("unreadable_blocks_total", "Blocks that the disk did not give back."),
+		plainBytes:  counter("plain_bytes_total", "Bytes of the blocks written, before compression."),
+		storedBytes: counter("stored_bytes_total", "Bytes written for them."),
 		commit: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "covey_blockstore_commit_seconds", Help: "Time to make a group of blocks durable.",
 			ConstLabels: tier,
@@ -35,7 +38,7 @@ func newMetrics(s *tier, r prometheus.Registerer) *metrics {
 		}),
 	}
 	m.collectors = []prometheus.Collector{
-		m.admitted, m.refused, m.corrupt, m.unreadable, m.evicted, m.commit,
+		m.admitted, m.refused, m.corrupt, m.unreadable, m.evicted, m.plainBytes, m.storedBytes, m.commit,
 		gauge("bytes", "Disk use of the blocks held.", func(u Usage) float64 { return float64(u.Used) }),
 		gauge("budget_bytes", "Most disk use allowed.", func(u Usage) float64 { return float64(u.Budget) }),
 		gauge("reserved_bytes", "Room kept free for pinned objects that are not whole.", func(u Usage) float64 { return float64(u.Reserved) }),
@@ -66,5 +69,34 @@ func (m *metrics) close() {
 	}
 	for _, c := range m.collectors {
 		m.registry.Unregister(c)
+	}
+}
+
+// watch registers what a coder did, for all tiers; the function returned takes it
+// off again.
+func (c *coder) watch(r prometheus.Registerer) (unwatch func()) {
+	if r == nil {
+		return func() {}
+	}
+	counter := func(result string, f func(decodedStats) int64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "covey_blockstore_decoded_reads_total", ConstLabels: prometheus.Labels{"result": result},
+			Help: "Reads of blocks that are compressed or encrypted on disk: hit where the plain bytes were in memory.",
+		}, func() float64 { return float64(f(c.decoded.stats())) })
+	}
+	all := []prometheus.Collector{
+		counter("hit", func(s decodedStats) int64 { return s.hits }),
+		counter("miss", func(s decodedStats) int64 { return s.misses }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "covey_blockstore_decoded_bytes", Help: "Plain bytes of such blocks in memory.",
+		}, func() float64 { return float64(c.decoded.stats().size) }),
+	}
+	for _, m := range all {
+		r.MustRegister(m)
+	}
+	return func() {
+		for _, m := range all {
+			r.Unregister(m)
+		}
 	}
 }

@@ -34,6 +34,16 @@ type Options struct {
 	// Policy says what gives way when the budget is used up; "" means
 	// [PolicyEpoch].
 	Policy Policy
+	// Compress says how new blocks are compressed; the zero value is not at all.
+	// Blocks that are here are read whatever it says.
+	Compress Compression
+	// Keys, if set, encrypt every new block, under the first of them. Blocks that
+	// are here are read under the key they were written with, and those that were
+	// written without one stay as they are.
+	Keys *Keys
+	// DecodedBytes bounds the memory for the plain bytes of blocks that are
+	// compressed or encrypted on disk; 0 means 64 MiB.
+	DecodedBytes int64
 	// VerifyRate is the most bytes a second that Verify reads; 0 means 64 MiB.
 	VerifyRate int64
 	// OnCorrupt, if set, is called for every block whose bytes on disk turned
@@ -41,6 +51,9 @@ type Options struct {
 	OnCorrupt func(covey.Locator)
 	Log       *slog.Logger
 	Registry  prometheus.Registerer
+
+	// coder is what all tiers of a store share.
+	coder *coder
 }
 
 // TierOptions are one more tier of a store: see the fields of these names in
@@ -102,6 +115,9 @@ func (o Options) Validate() error {
 	default:
 		errs = append(errs, fmt.Errorf("cache policy %q, neither %q nor %q: %w", o.Policy, PolicyEpoch, PolicyLRU, covey.ErrInvalid))
 	}
+	if o.DecodedBytes < 0 {
+		errs = append(errs, fmt.Errorf("%d bytes for decoded blocks: %w", o.DecodedBytes, covey.ErrInvalid))
+	}
 	if o.VerifyRate < 0 {
 		errs = append(errs, fmt.Errorf("verify rate of %d bytes a second: %w", o.VerifyRate, covey.ErrInvalid))
 	}
@@ -114,6 +130,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.VerifyRate == 0 {
 		o.VerifyRate = defaultVerifyRate
+	}
+	if o.DecodedBytes == 0 {
+		o.DecodedBytes = defaultDecodedBytes
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -133,7 +133,7 @@ func (s *tier) forgetPin(o covey.Object, id covey.ObjectID) {
 func (s *tier) missing(o covey.Object, id covey.ObjectID) int64 {
 	n := DiskUse(o)
 	if e := s.table.find(&id); e != nil {
-		n -= s.table.objectUse(e, o)
+		n -= s.table.plainUse(e, o)
 	}
 	return n
 }

@@ -174,7 +174,7 @@ func TestDu(t *testing.T) {
 				t.Errorf("%s: du of %s is %+v (%v), want %+v", when, prefix, got, err, want)
 			}
 		}
-		if st := s.Stat(part); st != (Stat{Object: part, Blocks: 1, Used: testBlock, Pinned: true}) {
+		if st := s.Stat(part); st != (Stat{Object: part, Blocks: 1, Used: testBlock, Missing: 2 * testBlock, Pinned: true}) {
 			t.Errorf("%s: %+v", when, st)
 		}
 		if st := s.Stat(empty); !st.Whole || st.Used != 0 {

@@ -80,28 +80,35 @@ func (s *tier) put(l covey.Locator, k blockKey, r record, data []byte) error {
 		s.unclaimBlock(k)
 		return err
 	}
+	like := s.codedLike(k.id)
 	s.mu.Unlock()
 
-	wait := startSums(data, r.digest)
-	err := s.data.write(k.id, l.Range().Off, data)
-	got := wait()
-	r.digest, r.crc = got.digest, got.crc
-	if err != nil {
+	if err := s.write(l, k, &r, data, like); err != nil {
 		s.writeFailed(l, k, use, err)
 		return kind(err)
 	}
 	s.metrics.admitted.Inc()
+	s.metrics.plainBytes.Add(float64(len(data)))
+	stored := r.use(int64(len(data)))
 	s.mu.Lock()
+	s.unneeded(use - stored)
 	e := s.table.find(&k.id)
 	if e == nil {
 		e = s.table.add(k.id, l.Blocks())
 	}
+	s.table.account(e, l.Object, stored, r.coding != nil)
 	s.table.set(e, l.Index)
 	s.table.mark(e, l.Index)
 	s.note(l.Object, k, change{record: r, fresh: true, prior: s.mayHaveRecord(k)})
 	s.mu.Unlock()
 	s.unclaimBlock(k)
 	return nil
+}
+
+// unneeded gives back room that was taken for a block and not needed. mu is held.
+func (s *tier) unneeded(n int64) {
+	s.used -= n
+	s.room += n
 }
 
 // mayHaveRecord reports whether the index may have a record of a block that is
@@ -134,8 +141,8 @@ func (s *tier) admit(id covey.ObjectID, use int64) error {
 	return nil
 }
 
-// charge counts room that blocks of the object take; a negative use gives it
-// back. mu is held.
+// charge counts room that blocks of the object take when they are stored as they
+// are; a negative use gives it back. mu is held.
 func (s *tier) charge(id covey.ObjectID, use int64) {
 	s.used += use
 	if s.pinned(id) {

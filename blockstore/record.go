@@ -11,7 +11,8 @@ import (
 // The kinds of record in the index, each the first byte of its key. FORMAT.md
 // has the diagrams.
 const (
-	keyBlock    = 'b' // ObjectID, index: digest, checksum, place
+	keyBlock    = 'b' // ObjectID, index: digest, checksum, place, form
+	keyCipher   = 'c' // KeyID: blocks may be encrypted under that key
 	keyExtent   = 'e' // ExtentID, slot: which block is advertised there
 	keyPin      = 'k' // ObjectID: the name of an object that is to be kept
 	keyMark     = 'm' // the last group, and whether the store was closed after it
@@ -23,11 +24,23 @@ const (
 // treated as unreadable, so that a later format can change one kind at a time.
 const recordVersion = 1
 
+// codedVersion is the version of a record of a block that is not stored as it is.
+const codedVersion = 2
+
 // record is what the index keeps of one block.
 type record struct {
 	digest covey.Digest
-	crc    uint32 // CRC32C of the block's bytes
+	crc    uint32 // CRC32C of the bytes in the slot
 	place  covey.Place
+	coding *coding // nil where those are the block's own
+}
+
+// use is the disk use of a block of plain bytes.
+func (r *record) use(plain int64) int64 {
+	if r.coding != nil {
+		return diskUse(int64(r.coding.stored))
+	}
+	return diskUse(plain)
 }
 
 // blockKey names a block within the store.
@@ -59,12 +72,27 @@ func (r record) encode() []byte {
 	b = append(b, r.digest[:]...)
 	b = binary.LittleEndian.AppendUint32(b, r.crc)
 	b = append(b, r.place.Extent[:]...)
-	return append(b, r.place.Slot)
+	b = append(b, r.place.Slot)
+	if r.coding == nil {
+		return b
+	}
+	b[0] = codedVersion
+	return r.coding.append(b)
 }
 
 func parseRecord(b []byte) (r record, err error) {
-	if len(b) != blockValueLen || b[0] != recordVersion || b[blockValueLen-1] >= covey.MaxExtentBlocks {
+	if len(b) < blockValueLen || b[blockValueLen-1] >= covey.MaxExtentBlocks {
 		return r, badRecord("block", b)
+	}
+	rest, ok := b[blockValueLen:], false
+	switch b[0] {
+	case recordVersion:
+		ok = len(rest) == 0
+	case codedVersion:
+		r.coding, ok = parseCoding(rest)
+	}
+	if !ok {
+		return record{}, badRecord("block", b)
 	}
 	copy(r.digest[:], b[1:])
 	r.crc = binary.LittleEndian.Uint32(b[33:])
@@ -108,7 +136,17 @@ type presence struct {
 	size, blockSize int64
 	whole           bool
 	bits            []byte // bit i of byte i/8; nil when whole
+	// coded says that some block is not stored as it is; then use is what all
+	// that are here take, in units.
+	coded bool
+	use   uint32
 }
+
+// The bits of a presence record's second byte.
+const (
+	presenceWhole = 1 << iota
+	presenceCoded
+)
 
 func (p *presence) has(i int) bool { return p.whole || p.bits[i/8]>>(uint(i)%8)&1 == 1 }
 
@@ -119,21 +157,30 @@ func (p *presence) object() covey.Object {
 func (p *presence) encode() []byte {
 	b := []byte{recordVersion, 0}
 	if p.whole {
-		b[len(b)-1] = 1
+		b[len(b)-1] |= presenceWhole
+	}
+	if p.coded {
+		b[len(b)-1] |= presenceCoded
 	}
 	b = binary.AppendUvarint(b, p.group)
 	b = binary.AppendUvarint(b, uint64(p.size))
 	b = binary.AppendUvarint(b, uint64(p.blockSize))
+	if p.coded {
+		b = binary.AppendUvarint(b, uint64(p.use))
+	}
 	return append(b, p.bits...)
 }
 
 func parsePresence(b []byte) (p presence, err error) {
-	if len(b) < 2 || b[0] != recordVersion || b[1] > 1 {
+	if len(b) < 2 || b[0] != recordVersion || b[1] > presenceWhole|presenceCoded {
 		return p, badRecord("presence", b)
 	}
-	p.whole = b[1] == 1
+	p.whole, p.coded = b[1]&presenceWhole != 0, b[1]&presenceCoded != 0
 	rest := b[2:]
-	var f [3]uint64
+	f := make([]uint64, 3, 4)
+	if p.coded {
+		f = f[:4]
+	}
 	for i := range f {
 		v, n := binary.Uvarint(rest)
 		if n <= 0 {
@@ -152,6 +199,12 @@ func parsePresence(b []byte) (p presence, err error) {
 	}
 	if n > math.MaxUint32 || len(rest) != want {
 		return p, badRecord("presence", b)
+	}
+	if p.coded {
+		if f[3] > uint64(DiskUse(p.object())/unit) || p.size > maxCoded {
+			return p, badRecord("presence", b)
+		}
+		p.use = uint32(f[3])
 	}
 	p.bits = rest
 	return p, nil

@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"testing"
 
@@ -15,6 +16,12 @@ func FuzzRecord(f *testing.F) {
 	p := presence{group: 7, size: o.Size, blockSize: o.BlockSize, bits: []byte{0b1011}}
 	whole := presence{group: 1 << 40, size: 1 << 40, blockSize: covey.DefaultBlockSize, whole: true}
 	r := record{digest: covey.Digest{1}, crc: 2, place: covey.Place{Extent: covey.ExtentID{3}, Slot: 63}}
+	sealed := r
+	sealed.coding = &coding{codec: codecAll, stored: 300, key: KeyID{1}, nonce: [nonceLen]byte{2}, tag: [tagLen]byte{3}}
+	packed := r
+	packed.coding = &coding{codec: codecZstd, stored: 5}
+	coded := p
+	coded.coded, coded.use = true, 40
 	a := advert{key: blockKey{o.ID(), 5}, place: r.place, digest: r.digest}
 	for kind, b := range [][]byte{
 		r.encode(), append(extentKey(a.place), a.appendValue(nil)...), p.encode(), encodeObject(o), mark{7, true}.encode(),
@@ -22,6 +29,9 @@ func FuzzRecord(f *testing.F) {
 		f.Add(byte(kind), b)
 	}
 	f.Add(byte(2), whole.encode())
+	f.Add(byte(2), coded.encode())
+	f.Add(byte(0), sealed.encode())
+	f.Add(byte(0), packed.encode())
 	f.Fuzz(func(t *testing.T, kind byte, b []byte) {
 		var again []byte
 		var err error
@@ -58,6 +68,56 @@ func FuzzRecord(f *testing.F) {
 		}
 		if err == nil && !bytes.Equal(again, b) && len(again) >= len(b) {
 			t.Errorf("kind %d: %x was read and is %x when written", kind%5, b, again)
+		}
+	})
+}
+
+// FuzzFrame feeds what is read from a slot to the decoder of zstd frames: it never
+// yields anything but the wanted number of bytes, and what it accepts is one frame
+// of them.
+func FuzzFrame(f *testing.F) {
+	p, err := newPacker(Compression{mode: compressZstd})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, n := range []int{1, 100, 5000} {
+		f.Add(p.enc.EncodeAll(bytes.Repeat([]byte("covey "), n), nil), 6*n)
+	}
+	f.Add(p.enc.EncodeAll(make([]byte, 1<<20), nil), 100)
+	f.Fuzz(func(t *testing.T, frame []byte, n int) {
+		if n < 0 || n > 1<<20 {
+			return
+		}
+		plain := make([]byte, n+1)
+		if err := p.unpack(frame, plain[:n:n]); err != nil {
+			if !errors.Is(err, covey.ErrCorrupt) {
+				t.Errorf("%v does not say that it is corrupt", err)
+			}
+			return
+		}
+		again := make([]byte, n)
+		if err := p.unpack(p.enc.EncodeAll(plain[:n], nil), again); err != nil || !bytes.Equal(plain[:n], again) {
+			t.Errorf("what was read does not come back: %v", err)
+		}
+	})
+}
+
+// FuzzKeys feeds the reader of key files: what it accepts has keys, all different,
+// and no error shows any of the text.
+func FuzzKeys(f *testing.F) {
+	f.Add([]byte(NewKeyLine() + "\n# comment\n\n" + NewKeyLine()))
+	f.Add([]byte("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\r\n"))
+	f.Add([]byte(keyPrefix + "short"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		k, err := ParseKeys(text)
+		if err != nil {
+			if !errors.Is(err, covey.ErrInvalid) || len(err.Error()) > 200 {
+				t.Errorf("%v", err)
+			}
+			return
+		}
+		if len(k.ids) == 0 || len(k.ids) > maxKeys || len(k.byID) != len(k.ids) {
+			t.Errorf("%d keys with %d identifiers", len(k.byID), len(k.ids))
 		}
 	})
 }

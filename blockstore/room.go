@@ -22,6 +22,32 @@ func blockUse(o covey.Object, i int) int64 { return diskUse(o.BlockRange(i).Len)
 
 // objectUse is the disk use of the blocks of an entry.
 func (t *table) objectUse(e *entry, o covey.Object) int64 {
+	if e.flags&flagCoded != 0 {
+		return int64(e.use) * unit
+	}
+	return t.plainUse(e, o)
+}
+
+// account adds a block's disk use, or takes it off, where that does not follow
+// from which blocks are here: as soon as one of the object's is coded. It goes
+// before the block is set, and after it is unset.
+func (t *table) account(e *entry, o covey.Object, use int64, coded bool) {
+	if coded && e.flags&flagCoded == 0 {
+		e.use = uint32(t.plainUse(e, o) / unit)
+		e.flags |= flagCoded
+	}
+	if e.flags&flagCoded != 0 {
+		e.use = uint32(int64(e.use) + use/unit)
+	}
+}
+
+// maxCoded bounds the objects that are compressed or encrypted, so that their disk
+// use can be counted in 32 bits.
+const maxCoded int64 = 8 << 40
+
+// plainUse is what the blocks of an entry take, or would if they were stored as
+// they are.
+func (t *table) plainUse(e *entry, o covey.Object) int64 {
 	if e.count == 0 {
 		return 0
 	}

@@ -41,6 +41,7 @@ type Store struct {
 	// them, so that a reader who found them in neither knows to look again.
 	moves atomic.Uint64
 
+	unwatch func() // takes the coder's metrics off the registry
 	closing sync.Once
 	closed  error
 }
@@ -69,13 +70,18 @@ type Usage struct {
 // somebody else's, of an unknown format, within another one, or given a budget
 // above its disk; [covey.ErrUnavailable] when another process has it;
 // [covey.ErrReadOnly] when it cannot be written to; [covey.ErrFull] when the file
-// system has no room for the index.
+// system has no room for the index. It is [covey.ErrInvalid] as well when blocks
+// are encrypted under a key that is not in [Options.Keys]; nothing is lost then.
 func Open(opts Options) (*Store, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, fmt.Errorf("open block store: %w", err)
 	}
 	opts = opts.withDefaults()
-	s := &Store{opts: opts, log: opts.Log}
+	var err error
+	if opts.coder, err = newCoder(opts); err != nil {
+		return nil, fmt.Errorf("open block store: %w", err)
+	}
+	s := &Store{opts: opts, log: opts.Log, unwatch: func() {}}
 	for _, o := range opts.tiers() {
 		s.shelves = append(s.shelves, &shelf{opts: o})
 	}
@@ -90,6 +96,7 @@ func Open(opts Options) (*Store, error) {
 		}
 		sh.at.Store(t)
 	}
+	s.unwatch = opts.coder.watch(opts.Registry)
 	return s, nil
 }
 
@@ -113,6 +120,7 @@ func (s *Store) Close() error {
 		for t := range s.tiers() {
 			errs = append(errs, t.Close())
 		}
+		s.unwatch()
 		s.closed = errors.Join(errs...)
 	})
 	return s.closed

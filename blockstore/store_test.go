@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -31,6 +32,11 @@ func content(l covey.Locator) []byte {
 	copy(seed[:], id[:])
 	b := make([]byte, l.Range().Len)
 	_, _ = rand.NewChaCha8(seed).Read(b)
+	if strings.HasPrefix(l.Key, "text/") { // 2 bits a byte
+		for i := range b {
+			b[i] = "acgt"[b[i]&3]
+		}
+	}
 	return b
 }
 

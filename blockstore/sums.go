@@ -24,7 +24,7 @@ const sumAside = 256 << 10
 // function must be called.
 func startSums(data []byte, known covey.Digest) (wait func() sums) {
 	sum := func() sums {
-		s := sums{digest: known, crc: crc32.Checksum(data, castagnoli)}
+		s := sums{digest: known, crc: crcOf(data)}
 		if known.IsZero() {
 			s.digest = covey.Sum(data)
 		}
@@ -37,3 +37,6 @@ func startSums(data []byte, known covey.Digest) (wait func() sums) {
 	go func() { c <- sum() }()
 	return func() sums { return <-c }
 }
+
+// crcOf is what a record has of the bytes in a slot.
+func crcOf(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }

@@ -18,6 +18,7 @@ func (s *tier) background(crashed bool) {
 	}
 	if crashed {
 		s.sweep()
+		s.unswept.Store(false)
 	}
 	for {
 		select {

@@ -42,6 +42,7 @@ type entry struct {
 	count      uint32 // blocks here
 	checked    uint32 // blocks here and checked
 	flags      entryFlags
+	use        uint32 // disk use of the blocks here, in units; see flagCoded
 	// older and newer are the neighbours in the order of last use, as slot+1, 0
 	// at the ends.
 	older, newer uint32
@@ -58,6 +59,10 @@ const (
 	// process's life. Somebody may be reading it, so it is unlinked rather than
 	// changed.
 	flagHanded
+	// flagCoded marks an object of which some block is not stored as it is. It
+	// is never passed through, and what it takes is in use; of others that
+	// follows from which blocks are here.
+	flagCoded
 )
 
 type bigBits struct{ have, seen bitset }
@@ -299,6 +304,10 @@ func (t *table) load(e *entry, p *presence) {
 			}
 		}
 		e.count = uint32(covey.Bitmap(e.have).Len())
+	}
+	if p.coded {
+		e.flags |= flagCoded
+		e.use = p.use
 	}
 	t.blocks += int(e.count)
 	if e.count == e.blocks && e.blocks > 0 {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -35,6 +36,7 @@ type tier struct {
 	index   *index
 	metrics *metrics
 	extents extentCache
+	coder   *coder
 
 	wake   chan struct{} // the first change of a group was made
 	kick   chan struct{} // the group is large: do not wait
@@ -43,6 +45,9 @@ type tier struct {
 	done   sync.WaitGroup
 
 	haltOnce sync.Once
+	// unswept says that a crash left bytes that no block covers, and they are
+	// not cleared out yet.
+	unswept atomic.Bool
 
 	// flushMu lets one group be committed at a time. It is taken before mu.
 	flushMu sync.Mutex
@@ -120,6 +125,12 @@ func openTier(opts Options) (*tier, error) {
 		s.at.fs = vfs.Default
 	}
 	s.changed = sync.NewCond(&s.mu)
+	if s.coder = opts.coder; s.coder == nil {
+		var err error
+		if s.coder, err = newCoder(opts); err != nil {
+			return nil, fmt.Errorf("open block store %s: %w", opts.Dir, err)
+		}
+	}
 	crashed, err := s.start()
 	if err != nil {
 		_ = s.release() // err says why
@@ -148,6 +159,10 @@ func (s *tier) start() (crashed bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	if err := s.admitKeys(); err != nil {
+		return false, err
+	}
+	s.unswept.Store(crashed)
 	if err := s.openData(); err != nil {
 		return false, err
 	}

@@ -138,9 +138,9 @@ func (s *tier) recheck(l covey.Locator) (bad, err error) {
 	r, err := s.record(k)
 	if err == nil {
 		rng := l.Range()
-		h := &handle{s: s, f: f, l: l, off: rng.Off, len: int(rng.Len)}
+		h := &handle{s: s, f: f, l: l, off: rng.Off, len: int(rng.Len), r: r}
 		dropPages(f, rng)
-		err = h.verify(r, true)
+		err = h.verify(true)
 	}
 	s.mu.Lock()
 	same := s.open[k.id] == f

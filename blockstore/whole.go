@@ -28,7 +28,8 @@ const (
 // up to 64 MiB are checked at once; a larger one that has unchecked blocks is
 // queued, and OpenWhole says ErrNotFound until that is done. Only a store on the
 // operating system's file system has descriptors to give; on any other the
-// answer is ErrNotFound as well.
+// answer is ErrNotFound as well, and so it is for objects that are compressed or
+// encrypted on disk.
 func (s *tier) OpenWhole(o covey.Object) (*os.File, error) {
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("open %s: %w", o.Key, err)
@@ -43,6 +44,8 @@ func (s *tier) OpenWhole(o covey.Object) (*os.File, error) {
 	}
 	return f, nil
 }
+
+var errCoded = fmt.Errorf("object is compressed or encrypted on disk: %w", covey.ErrNotFound)
 
 var errUnchecked = fmt.Errorf("object is yet to be checked: %w", covey.ErrNotFound)
 
@@ -84,6 +87,8 @@ func (s *tier) offer(id covey.ObjectID) (drops uint64, err error) {
 	switch {
 	case e == nil || e.count != e.blocks:
 		return 0, covey.ErrNotFound
+	case e.flags&flagCoded != 0:
+		return 0, errCoded
 	case e.checked != e.blocks:
 		return 0, errUnchecked
 	}
@@ -96,7 +101,7 @@ func (s *tier) hand(id covey.ObjectID, drops uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.table.find(&id)
-	if s.drops != drops || e == nil || e.count != e.blocks {
+	if s.drops != drops || e == nil || e.count != e.blocks || e.flags&flagCoded != 0 {
 		return false
 	}
 	e.flags |= flagHanded

@@ -392,7 +392,7 @@ func TestPlantedLinks(t *testing.T) {
 }
 
 func TestForeignDirectoryIsRefused(t *testing.T) {
-	for name, body := range map[string]string{"holiday.jpg": "x", nameFormat: "covey-blockstore 2\n"} {
+	for name, body := range map[string]string{"holiday.jpg": "x", nameFormat: "covey-blockstore 3\n"} {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600); err != nil {
 			t.Fatal(err)

@@ -153,7 +153,7 @@ func (a *Agent) unpinned(ctx context.Context, p place, r *gateway.Pinned) (fresh
 		st := a.store.Stat(o)
 		r.Files++
 		r.Bytes += o.Size
-		missing := blockstore.DiskUse(o) - st.Used
+		missing := st.Missing
 		switch {
 		case st.Pinned:
 			r.Missing += missing
@@ -183,7 +183,7 @@ func (a *Agent) pinFailed(err error, fresh []covey.Object, failed int) error {
 	}
 	lack := room.Missing
 	for _, o := range fresh[failed+1:] {
-		lack += blockstore.DiskUse(o) - a.store.Stat(o).Used
+		lack += a.store.Stat(o).Missing
 	}
 	return a.noRoom(lack, len(fresh))
 }
