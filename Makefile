@@ -84,6 +84,11 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 bench: build ## warm reads through the mount over the native file, as ratios
 	bin/covey-testnet bench
 
+.PHONY: bench-mount
+bench-mount: build ## the mount's budget, row by row, over the native file in one run
+	bin/covey-testnet bench --mount --rounds $(or $(ROUNDS),5)
+	$(GO) test -run '^$$' -bench 'Push|Table' -benchtime 5x ./mount ./dataset
+
 .PHONY: bench-blockstore
 bench-blockstore: ## the store against the raw file system, benchstat-ready
 	$(GO) test -run '^$$' -bench . -count $(or $(COUNT),5) ./blockstore

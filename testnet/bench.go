@@ -74,8 +74,7 @@ func Bench(ctx context.Context, opts BenchOptions) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	native, at := filepath.Join(dir, "native"), filepath.Join(dir, "mount")
-	b := &bench{opts: opts, random: rand.New(rand.NewPCG(benchSeed, 0))}
-	b.order = b.random.Perm(benchSmallFiles)
+	b := newBench(opts)
 	if err := b.makeFiles(native); err != nil {
 		return err
 	}
@@ -92,6 +91,12 @@ func Bench(ctx context.Context, opts BenchOptions) (err error) {
 		return err
 	}
 	return b.compare(ctx, native, at, p)
+}
+
+func newBench(opts BenchOptions) *bench {
+	b := &bench{opts: opts, random: rand.New(rand.NewPCG(benchSeed, 0))}
+	b.order = b.random.Perm(benchSmallFiles)
+	return b
 }
 
 // bringAll prefetches everything below a path and waits for it.

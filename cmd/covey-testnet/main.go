@@ -66,8 +66,14 @@ func benchCommand() *cobra.Command {
 	opts := testnet.BenchOptions{Out: os.Stdout}
 	c := &cobra.Command{
 		Use: "bench", Short: "Warm reads through a mount over the native file, as ratios", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return testnet.Bench(c.Context(), opts) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			if whole, _ := c.Flags().GetBool("mount"); whole {
+				return testnet.BenchMount(c.Context(), opts)
+			}
+			return testnet.Bench(c.Context(), opts)
+		},
 	}
+	c.Flags().Bool("mount", false, "every row of the mount's budget instead")
 	c.Flags().StringVar(&opts.Binary, "binary", beside("covey"), "the covey program")
 	c.Flags().IntVar(&opts.Rounds, "rounds", 5, "rounds; the median counts")
 	return c
