@@ -3,6 +3,7 @@ package mount
 import (
 	"os"
 	"sync"
+	"time"
 )
 
 // inode is the arbiter of one node's open handles. The kernel has an inode
@@ -25,6 +26,8 @@ type inode struct {
 	cached  int
 	passed  int
 	backing *backing
+	// leaveUntil is before when an open does not try to make a larger file whole.
+	leaveUntil time.Time
 }
 
 // join returns the backing that passthrough handles share already, with one

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -80,12 +81,14 @@ func (t *tree) admit(ctx context.Context, h *handle) (local bool, err error) {
 	local = true
 	if !cached {
 		f = t.openWhole(h)
-		if f == nil && h.object.Size <= t.completeAtOpen {
+		if f == nil && t.toComplete(h) {
 			local = false
 			if err := t.complete(ctx, h); err != nil {
 				return false, err
 			}
-			f = t.openWhole(h)
+			if f = t.openWhole(h); f == nil {
+				h.inode.couldNotComplete(time.Now())
+			}
 		}
 	}
 	h.backing = h.inode.enter(&t.passthrough, f, h.object.Size)
@@ -111,6 +114,9 @@ func (t *tree) openWhole(h *handle) *os.File {
 // complete fetches every block of a small object. The blocks stay held as by
 // reads: where the cache has no room for them, the reads to come find them here.
 func (t *tree) complete(ctx context.Context, h *handle) error {
+	if h.object.Size > t.completeAtOpen {
+		return t.completeMapped(ctx, h)
+	}
 	e, slot, err := h.place(ctx, t.names, 0)
 	if err != nil {
 		return err

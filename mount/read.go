@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -45,7 +46,7 @@ func (t *tree) serve(cancel <-chan struct{}, in *fuse.ReadIn, h *handle, buf []b
 		if n, err := h.backing.file.ReadAt(buf, off); n < len(buf) && !errors.Is(err, io.EOF) {
 			return nil, fuse.EIO
 		}
-		return fuse.ReadResultData(buf), fuse.OK
+		return t.reply(buf), fuse.OK
 	}
 	ctx := t.begin(cancel, &in.InHeader)
 	defer ctx.end()
@@ -53,7 +54,34 @@ func (t *tree) serve(cancel <-chan struct{}, in *fuse.ReadIn, h *handle, buf []b
 	if err := t.fill(ctx, h, buf, off); err != nil {
 		return nil, t.failed(ctx, h.path, err)
 	}
-	return fuse.ReadResultData(buf), fuse.OK
+	return t.reply(buf), fuse.OK
+}
+
+// result is the answer of a read, used again when it has gone out.
+type result struct {
+	data []byte
+}
+
+var results = sync.Pool{New: func() any { return new(result) }}
+
+// reply returns the answer with the given bytes, which lie in the request's own
+// buffer.
+func (t *tree) reply(p []byte) fuse.ReadResult {
+	r := results.Get().(*result)
+	r.data = p
+	return r
+}
+
+// Bytes implements fuse.ReadResult.
+func (r *result) Bytes([]byte) ([]byte, fuse.Status) { return r.data, fuse.OK }
+
+// Size implements fuse.ReadResult.
+func (r *result) Size() int { return len(r.data) }
+
+// Done implements fuse.ReadResult.
+func (r *result) Done() {
+	r.data = nil
+	results.Put(r)
 }
 
 // fill fills p from off on, block by block.
@@ -98,6 +126,11 @@ func (t *tree) ahead(ctx context.Context, h *handle, off int64, n int) {
 	h.mu.Lock()
 	from, to := h.stream.note(off, n, h.object.BlockSize, h.object.Blocks())
 	h.mu.Unlock()
+	t.prefetchBlocks(ctx, h, from, to)
+}
+
+// prefetchBlocks asks for the file's blocks [from, to).
+func (t *tree) prefetchBlocks(ctx context.Context, h *handle, from, to int) {
 	for from < to {
 		e, slot, err := h.place(ctx, t.names, from)
 		if err != nil {

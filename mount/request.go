@@ -40,18 +40,30 @@ type request struct {
 
 var _ context.Context = (*request)(nil)
 
+// requests are used again when nobody can have kept them.
+var requests = sync.Pool{New: func() any { return new(request) }}
+
 // begin returns the context of one request. The caller must call end.
 func (t *tree) begin(cancel <-chan struct{}, h *fuse.InHeader) *request {
-	return &request{parent: t.ctx, cancel: cancel, tid: h.Pid, deadline: time.Now().Add(t.readTimeout)}
+	r := requests.Get().(*request)
+	r.parent, r.cancel, r.tid, r.deadline = t.ctx, cancel, h.Pid, time.Now().Add(t.readTimeout)
+	return r
 }
 
-// end gives back what the request started.
+// end gives back what the request started. A request that nobody waited with has
+// no other user, so that it can serve again: whatever keeps a context, a derived
+// one or a goroutine, asks it for Done first.
 func (r *request) end() {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.ended = true
 	if r.stop != nil {
 		r.stop()
+	}
+	unused := r.ctx == nil
+	r.mu.Unlock()
+	if unused {
+		*r = request{}
+		requests.Put(r)
 	}
 }
 
