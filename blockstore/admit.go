@@ -36,7 +36,7 @@ func (s *Store) admit(l covey.Locator, data []byte, put func(*tier) error) error
 	k := blockKey{l.Object.ID(), uint32(l.Index)}
 	for t := range s.tiers() {
 		if t.holds(k) {
-			return put(t)
+			return t.inTurn(func() error { return put(t) })
 		}
 	}
 	return s.tryEach(l.Object, k.id, put)
@@ -52,7 +52,7 @@ func (s *Store) PutEmpty(o covey.Object) error {
 func (s *Store) tryEach(o covey.Object, id covey.ObjectID, put func(*tier) error) error {
 	err := errNoTier
 	for _, t := range s.order(o, id) {
-		if err = put(t); err == nil || !passesOn(err) {
+		if err = t.inTurn(func() error { return put(t) }); err == nil || !passesOn(err) {
 			return err
 		}
 	}
@@ -77,6 +77,9 @@ func (s *Store) order(o covey.Object, id covey.ObjectID) []*tier {
 	first, best := -1, fit{}
 	need := DiskUse(o)
 	for t := range s.tiers() {
+		if t.stalled.Load() {
+			continue
+		}
 		if f := t.fit(id, need); f.better(best) {
 			first, best = len(list), f
 		}

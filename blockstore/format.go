@@ -28,7 +28,8 @@ const (
 	// nameDamaged is left by a process that found damage in the index while
 	// it ran; the next one starts cold.
 	nameDamaged = "index.damaged"
-	// nameProbe is there for a moment of each start.
+	// nameProbe is in data and index for a moment of each start, and of each try of
+	// a tier that failed.
 	nameProbe = "probe"
 	// nameTrash is data whose index is gone, on its way out.
 	nameTrash = "trash"
@@ -248,8 +249,7 @@ func (l layout) discard() error {
 // manifest, options, a new log, in small change.
 const indexSlack = 1 << 20
 
-// probe finds out whether the index can be opened for writing. Pebble does not
-// say so: when it cannot write what it replays from its log, it tries for ever.
+// probe finds out whether data and index can be written. Pebble does not say so: when it cannot write what it replays from its log, it tries for ever.
 func (l layout) probe() error {
 	var need int64 = indexSlack
 	names, err := l.fs.List(l.path(nameIndex))
@@ -266,12 +266,18 @@ func (l layout) probe() error {
 	if du, err := l.fs.GetDiskUsage(l.dir); err == nil && int64(du.AvailBytes) < need {
 		return fmt.Errorf("%d bytes are free and the index needs %d: %w", du.AvailBytes, need, covey.ErrFull)
 	}
-	f, err := l.fs.Create(l.path(nameProbe), vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return err
+	for _, dir := range [...]string{nameData, nameIndex} {
+		name := l.fs.PathJoin(l.path(dir), nameProbe)
+		f, err := l.fs.Create(name, vfs.WriteCategoryUnspecified)
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(make([]byte, unit))
+		if err := errors.Join(err, f.Sync(), f.Close(), l.fs.Remove(name)); err != nil {
+			return err
+		}
 	}
-	_, err = f.Write(make([]byte, unit))
-	return errors.Join(err, f.Sync(), f.Close(), l.fs.Remove(l.path(nameProbe)))
+	return nil
 }
 
 // noteDamage makes the next start a cold one.

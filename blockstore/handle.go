@@ -31,7 +31,8 @@ type Handle interface {
 // object share one descriptor.
 type openFile struct {
 	dataFile
-	id covey.ObjectID
+	tier *tier // nil in tests of a file alone
+	id   covey.ObjectID
 	// held has the index of each handle's block. tier.mu guards it.
 	held []uint32
 }
@@ -137,7 +138,7 @@ func (s *tier) hold(k blockKey) (f *openFile, seen, suspect bool, err error) {
 		if err != nil {
 			return nil, false, false, err
 		}
-		f, opened = &openFile{dataFile: file, id: k.id}, drops
+		f, opened = &openFile{dataFile: file, tier: s, id: k.id}, drops
 	}
 }
 
@@ -178,7 +179,8 @@ func (h *handle) verify(digest bool) error {
 	}
 	for done := 0; done < h.len; {
 		p := (*buf)[:min(len(*buf), h.len-done)]
-		n, err := h.f.ReadAt(p, h.off+int64(done))
+		n, err := h.f.dataFile.ReadAt(p, h.off+int64(done)) // within a guard already
+		h.s.beat()
 		if n < len(p) {
 			if err == nil || errors.Is(err, io.EOF) {
 				return fmt.Errorf("file ends within the block: %w", errMismatch)

@@ -30,7 +30,7 @@ func (s *Store) Get(l covey.Locator) (h Handle, err error) {
 				continue
 			}
 			var e error
-			if h, e = t.Get(l); e == nil {
+			if h, e = t.guardedGet(l); e == nil {
 				err = nil
 				return true
 			}
@@ -50,6 +50,14 @@ func (s *tier) holds(k blockKey) bool {
 	defer s.mu.Unlock()
 	e := s.table.find(&k.id)
 	return e != nil && int(k.index) < int(e.blocks) && s.table.has(e, int(k.index))
+}
+
+func (s *tier) guardedGet(l covey.Locator) (Handle, error) {
+	return guard(s, func() (Handle, error) { return s.Get(l) }, func(h Handle) { h.Release() })
+}
+
+func (s *tier) guardedOpen(o covey.Object) (*os.File, error) {
+	return guard(s, func() (*os.File, error) { return s.OpenWhole(o) }, func(f *os.File) { f.Close() })
 }
 
 // OpenWhole opens the object's file for reading when every block is here, in one
@@ -74,7 +82,7 @@ func (s *Store) OpenWhole(o covey.Object) (f *os.File, err error) {
 				continue
 			}
 			var e error
-			if f, e = t.OpenWhole(o); e == nil {
+			if f, e = t.guardedOpen(o); e == nil {
 				err = nil
 				return true
 			}

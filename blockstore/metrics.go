@@ -7,9 +7,9 @@ type metrics struct {
 	registry   prometheus.Registerer
 	collectors []prometheus.Collector
 
-	admitted, refused, corrupt, unreadable, evicted prometheus.Counter
-	plainBytes, storedBytes                         prometheus.Counter
-	commit                                          prometheus.Histogram
+	admitted, refused, corrupt, unreadable, evicted, stalls prometheus.Counter
+	plainBytes, storedBytes                                 prometheus.Counter
+	commit                                                  prometheus.Histogram
 }
 
 func newMetrics(s *tier, r prometheus.Registerer) *metrics {
@@ -28,6 +28,7 @@ func newMetrics(s *tier, r prometheus.Registerer) *metrics {
 		evicted:     counter("evicted_objects_total", "Objects that gave way."),
 		corrupt:     counter("corrupt_blocks_total", "Blocks whose bytes on disk had changed."),
 		unreadable:  counter("unreadable_blocks_total", "Blocks that the disk did not give back."),
+		stalls:      counter("stalls_total", "Times that the disk did not answer and the tier was passed by."),
 		plainBytes:  counter("plain_bytes_total", "Bytes of the blocks written, before compression."),
 		storedBytes: counter("stored_bytes_total", "Bytes written for them."),
 		commit: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -38,7 +39,7 @@ func newMetrics(s *tier, r prometheus.Registerer) *metrics {
 		}),
 	}
 	m.collectors = []prometheus.Collector{
-		m.admitted, m.refused, m.corrupt, m.unreadable, m.evicted, m.plainBytes, m.storedBytes, m.commit,
+		m.admitted, m.refused, m.corrupt, m.unreadable, m.evicted, m.stalls, m.plainBytes, m.storedBytes, m.commit,
 		gauge("bytes", "Disk use of the blocks held.", func(u Usage) float64 { return float64(u.Used) }),
 		gauge("budget_bytes", "Most disk use allowed.", func(u Usage) float64 { return float64(u.Budget) }),
 		gauge("reserved_bytes", "Room kept free for pinned objects that are not whole.", func(u Usage) float64 { return float64(u.Reserved) }),

@@ -49,11 +49,16 @@ type Options struct {
 	// OnCorrupt, if set, is called for every block whose bytes on disk turned
 	// out wrong. It must not block.
 	OnCorrupt func(covey.Locator)
-	Log       *slog.Logger
-	Registry  prometheus.Registerer
+	// Spare is the memory, in bytes, that stands in for the tiers while none of
+	// them can be opened because of its disk; 0 means none.
+	Spare    int64
+	Log      *slog.Logger
+	Registry prometheus.Registerer
 
 	// coder is what all tiers of a store share.
 	coder *coder
+	// onFault, if set, is called when a fault ends a tier's admission.
+	onFault func()
 }
 
 // TierOptions are one more tier of a store: see the fields of these names in
@@ -107,6 +112,9 @@ func (o Options) Validate() error {
 		}
 	}
 	errs = append(errs, checkTiers(tiers))
+	if o.Spare < 0 {
+		errs = append(errs, fmt.Errorf("spare memory of %d bytes: %w", o.Spare, covey.ErrInvalid))
+	}
 	if o.SyncEvery < 0 {
 		errs = append(errs, fmt.Errorf("sync interval %v: %w", o.SyncEvery, covey.ErrInvalid))
 	}

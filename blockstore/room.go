@@ -136,7 +136,7 @@ func isReadOnly(err error) bool { return errors.Is(err, syscall.EROFS) }
 // isTransient reports whether the process, not the disk, is short of something,
 // so that trying again later may succeed.
 func isTransient(err error) bool {
-	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
+	return isStall(err) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) ||
 		errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.EAGAIN)
 }
 

@@ -10,6 +10,7 @@
 package blockstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"iter"
@@ -17,6 +18,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/covey-cache/covey"
 )
@@ -35,21 +38,20 @@ type Store struct {
 	opts    Options
 	log     *slog.Logger
 	shelves []*shelf // fastest first
+	spare   *shelf   // stands in for all of them
 	extents extentCache
 
 	// moves counts the times that blocks which are in two tiers went from one of
 	// them, so that a reader who found them in neither knows to look again.
 	moves atomic.Uint64
 
-	unwatch func() // takes the coder's metrics off the registry
+	unwatch func()        // takes the coder's metrics off the registry
+	ails    chan struct{} // a tier failed
+	stop    context.CancelFunc
+	done    sync.WaitGroup
+	gauges  []prometheus.Collector
 	closing sync.Once
 	closed  error
-}
-
-// shelf is a tier's place in the store.
-type shelf struct {
-	opts Options // its own, with defaults
-	at   atomic.Pointer[tier]
 }
 
 // Usage is what a tier holds, or what all of a store's do.
@@ -61,17 +63,25 @@ type Usage struct {
 	Objects, Whole int   // objects with any block, and with every block
 	Blocks         int
 	ReadOnly       bool // a disk fault stopped admission
+	State          TierState
+	Why            string // of a state other than "ok", for people
 }
 
 // Open takes the directories and reads what an earlier process left there. An
 // index that cannot be read is moved aside, and its tier starts empty.
 //
+// A tier whose disk fails, is full or cannot be written to is off, and tried again
+// later; so it is when its disk fails later on. A directory that has no place among
+// the options any more is left as it is.
+//
 // The error says what is wrong with which directory: [covey.ErrInvalid] when it is
 // somebody else's, of an unknown format, within another one, or given a budget
-// above its disk; [covey.ErrUnavailable] when another process has it;
-// [covey.ErrReadOnly] when it cannot be written to; [covey.ErrFull] when the file
-// system has no room for the index. It is [covey.ErrInvalid] as well when blocks
-// are encrypted under a key that is not in [Options.Keys]; nothing is lost then.
+// above its disk; [covey.ErrUnavailable] when another process has it. It is
+// [covey.ErrInvalid] as well when blocks are encrypted under a key that is not in
+// [Options.Keys]; nothing is lost then.
+//
+// Open starts one goroutine for the store and two for each tier, which sleep while
+// there is nothing to do. Close joins them.
 func Open(opts Options) (*Store, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, fmt.Errorf("open block store: %w", err)
@@ -81,29 +91,62 @@ func Open(opts Options) (*Store, error) {
 	if opts.coder, err = newCoder(opts); err != nil {
 		return nil, fmt.Errorf("open block store: %w", err)
 	}
-	s := &Store{opts: opts, log: opts.Log, unwatch: func() {}}
+	ctx, stop := context.WithCancel(context.Background())
+	s := &Store{opts: opts, log: opts.Log, ails: make(chan struct{}, 1), stop: stop, unwatch: func() {}}
+	opts.onFault = func() { signal(s.ails) }
 	for _, o := range opts.tiers() {
-		s.shelves = append(s.shelves, &shelf{opts: o})
+		s.shelves = append(s.shelves, &shelf{opts: o, log: s.log})
 	}
+	spare := opts
+	spare.Dir, spare.Budget, spare.FS, spare.Slower = spareDir, opts.Spare, MemFS(), nil
+	s.spare = &shelf{opts: spare, log: s.log}
 	if err := checkBudgets(opts.tiers()); err != nil {
 		return nil, fmt.Errorf("open block store: %w", err)
 	}
 	for _, sh := range s.shelves {
-		t, err := openTier(sh.opts)
-		if err != nil {
+		if err := sh.open(); err != nil {
 			_ = s.Close() // err says why
 			return nil, err
 		}
-		sh.at.Store(t)
+		if why := sh.ailing(); why != nil {
+			s.log.Error("cache tier cannot be used; it is tried again later", "tier", sh.opts.Dir, "err", why)
+		}
 	}
 	s.unwatch = opts.coder.watch(opts.Registry)
+	s.fillIn()
+	if opts.Registry != nil {
+		for _, sh := range s.shelves {
+			g := sh.gauge()
+			opts.Registry.MustRegister(g)
+			s.gauges = append(s.gauges, g)
+		}
+	}
+	s.done.Add(1)
+	go s.tend(ctx)
 	return s, nil
+}
+
+// spareDir is the name of the memory that stands in for the tiers.
+const spareDir = "memory"
+
+// all returns the shelves, with the one of memory last.
+func (s *Store) all() iter.Seq[*shelf] {
+	return func(yield func(*shelf) bool) {
+		for _, sh := range s.shelves {
+			if !yield(sh) {
+				return
+			}
+		}
+		if s.spare.at.Load() != nil {
+			yield(s.spare)
+		}
+	}
 }
 
 // tiers yields the tiers in use, the fastest first.
 func (s *Store) tiers() iter.Seq[*tier] {
 	return func(yield func(*tier) bool) {
-		for _, sh := range s.shelves {
+		for sh := range s.all() {
 			if t := sh.at.Load(); t != nil && !yield(t) {
 				return
 			}
@@ -116,9 +159,14 @@ func (s *Store) tiers() iter.Seq[*tier] {
 // fail. Closing again does nothing.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
+		s.stop()
+		s.done.Wait()
+		for _, g := range s.gauges {
+			s.opts.Registry.Unregister(g)
+		}
 		var errs []error
-		for t := range s.tiers() {
-			errs = append(errs, t.Close())
+		for _, sh := range append(s.shelves, s.spare) {
+			errs = append(errs, sh.close())
 		}
 		s.unwatch()
 		s.closed = errors.Join(errs...)
@@ -159,12 +207,8 @@ func (s *Store) Usage() Usage {
 // Tiers returns what each tier holds now, the fastest first.
 func (s *Store) Tiers() []Usage {
 	list := make([]Usage, 0, len(s.shelves))
-	for _, sh := range s.shelves {
-		if t := sh.at.Load(); t != nil {
-			list = append(list, t.Usage())
-		} else {
-			list = append(list, Usage{Dir: sh.opts.Dir, Budget: sh.opts.Budget, ReadOnly: true})
-		}
+	for sh := range s.all() {
+		list = append(list, sh.usage())
 	}
 	return list
 }

@@ -48,6 +48,7 @@ type tier struct {
 	// unswept says that a crash left bytes that no block covers, and they are
 	// not cleared out yet.
 	unswept atomic.Bool
+	pulse
 
 	// flushMu lets one group be committed at a time. It is taken before mu.
 	flushMu sync.Mutex
@@ -136,6 +137,7 @@ func openTier(opts Options) (*tier, error) {
 		_ = s.release() // err says why
 		return nil, fmt.Errorf("open block store %s: %w", opts.Dir, kind(err))
 	}
+	s.begin(s.at.os && isMemory(opts.Dir))
 	s.metrics = newMetrics(s, opts.Registry)
 	s.done.Add(2)
 	go s.commitGroups()
@@ -260,8 +262,9 @@ func (s *tier) Usage() Usage {
 	}
 }
 
-// failWith ends admission for the rest of the store's life; reads go on. Only
-// the first fault is logged: a failing disk has one for every block.
+// failWith ends admission for the rest of the tier's life; reads go on. The store
+// opens it anew once the disk can be written to. Only the first fault is logged: a
+// failing disk has one for every block.
 func (s *tier) failWith(err error) {
 	s.mu.Lock()
 	first := s.fault == nil
@@ -270,8 +273,11 @@ func (s *tier) failWith(err error) {
 	}
 	s.mu.Unlock()
 	if first {
-		s.log.Error("cache admits nothing any more; restart the agent when the disk is mended",
+		s.log.Error("cache tier admits nothing until its disk can be written to again; reads go on",
 			"tier", s.opts.Dir, "err", err)
+		if s.opts.onFault != nil {
+			s.opts.onFault()
+		}
 	}
 }
 

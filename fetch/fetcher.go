@@ -150,16 +150,33 @@ func (f *Fetcher) await(ctx context.Context, fl *flight, stage <-chan struct{}) 
 // Admitted waits for the store to have taken, or refused, those of the object's
 // blocks whose bytes were handed out already: callers of Get do not wait for the
 // disk. It reports whether there was anything to wait for. A read that is still
-// under way is not waited for.
+// under way is not waited for, and a disk that does not answer for a second only:
+// the reader has its bytes from elsewhere.
 func (f *Fetcher) Admitted(o covey.Object) bool {
+	timer := time.NewTimer(admittedWait)
+	defer timer.Stop()
 	waited := false
 	for i := range o.Blocks() {
-		waited = f.AdmittedBlock(o.Block(i)) || waited
+		fl := f.table.landed(o.Block(i))
+		if fl == nil {
+			continue
+		}
+		waited = true
+		select {
+		case <-fl.ended:
+		case <-timer.C:
+			return true
+		}
 	}
 	return waited
 }
 
-// AdmittedBlock is Admitted for one block.
+// admittedWait is the most that an open waits for the disk: a hundred times what it
+// takes, and half of what a stalled disk may cost a reader.
+const admittedWait = time.Second
+
+// AdmittedBlock waits for the store to have taken, or refused, one block, however
+// long that takes.
 func (f *Fetcher) AdmittedBlock(l covey.Locator) bool {
 	fl := f.table.landed(l)
 	if fl != nil {

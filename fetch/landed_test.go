@@ -91,7 +91,7 @@ func TestServeOfAFailedFetchIsRefused(t *testing.T) {
 }
 
 func TestAdmitted(t *testing.T) {
-	const slow = 5 * time.Second
+	const slow = admittedWait / 2
 	t.Run("waits for the store", func(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			r := newRoom(t, noPeers(t))
@@ -114,6 +114,22 @@ func TestAdmitted(t *testing.T) {
 			if r.Admitted(o) || r.AdmittedBlock(e.Blocks[0]) {
 				t.Error("waited for what is in the store")
 			}
+		})
+	})
+	// fault 14: the disk stalls under an open.
+	t.Run("does not wait for a disk that stalls", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			r := newRoom(t, noPeers(t))
+			r.store.slow = 30 * time.Second
+			e := extentOf("a", 3)
+			for slot := range 3 {
+				mustGet(t.Context(), t, r.Fetcher, e, slot)
+			}
+			began := time.Now()
+			if !r.Admitted(e.Blocks[0].Object) || time.Since(began) > 2*time.Second {
+				t.Errorf("waited %v", time.Since(began))
+			}
+			r.settle()
 		})
 	})
 	t.Run("waits for a refusal too", func(t *testing.T) {

@@ -52,6 +52,11 @@ type Agent interface {
 	// when it is empty, with its digests; blocks that differ are dropped. The job
 	// goes on after ctx ends, and is "done" also when it found bad blocks.
 	Verify(ctx context.Context, path string) (Job, error)
+	// Tiers are the cache directories, the fastest first.
+	Tiers() []Tier
+	// ReviveTier brings a tier that failed back now, rather than at the next of the
+	// attempts that go on by themselves. The error says what is still in the way.
+	ReviveTier(ctx context.Context, dir string) error
 	// Ready is nil once the mesh listens and every configured mount is mounted.
 	Ready() error
 }
@@ -91,16 +96,6 @@ type FetchedBytes struct {
 	Local     int64 `json:"local"`
 	Neighbour int64 `json:"neighbour"`
 	Origin    int64 `json:"origin"`
-}
-
-// Tier is one cache directory.
-type Tier struct {
-	Dir      string `json:"dir"`
-	Budget   int64  `json:"budget_bytes"`
-	Used     int64  `json:"used_bytes"`
-	Objects  int    `json:"objects"`
-	Blocks   int    `json:"blocks"`
-	ReadOnly bool   `json:"read_only"`
 }
 
 // Mount is one mounted data set.

@@ -42,7 +42,19 @@ func TestCacheCalls(t *testing.T) {
 	if j, err := c.Verify(ctx, ""); err != nil || j.Kind != "verify" || j.Path != "" {
 		t.Errorf("Verify = %+v, %v", j, err)
 	}
-	want := []string{"pin " + path, "unpin " + path, "evict " + path, "verify "}
+	if l, err := c.Tiers(ctx); err != nil || len(l) != 1 || l[0].State != "ok" {
+		t.Errorf("Tiers = %+v, %v", l, err)
+	}
+	if err := c.ReviveTier(ctx, "/fast"); err != nil {
+		t.Error(err)
+	}
+	if err := c.ReviveTier(ctx, "/none"); !errors.Is(err, covey.ErrNotFound) {
+		t.Errorf("ReviveTier of none: %v", err)
+	}
+	if err := c.ReviveTier(ctx, ""); !errors.Is(err, covey.ErrInvalid) {
+		t.Errorf("ReviveTier without one: %v", err)
+	}
+	want := []string{"pin " + path, "unpin " + path, "evict " + path, "verify ", "revive /fast"}
 	if !slices.Equal(a.changes, want) {
 		t.Errorf("the agent was asked for %q, want %q", a.changes, want)
 	}
@@ -83,6 +95,8 @@ func TestCacheOverTCPOnlyReads(t *testing.T) {
 		{"POST", "/api/v1/unpin", 403},
 		{"POST", "/api/v1/evict", 403},
 		{"POST", "/api/v1/verify", 403},
+		{"GET", "/api/v1/tiers", 200},
+		{"POST", "/api/v1/tiers/revive", 403},
 		{"GET", "/api/v1/evict", 405},
 	} {
 		if status, body := ask(t, tc.method, url+tc.path, `{"path":"/data"}`); status != tc.status {

@@ -130,6 +130,18 @@ func (a *fakeAgent) Evict(_ context.Context, path string) (Evicted, error) {
 	return Evicted{Path: path, Freed: 4096}, nil
 }
 
+func (a *fakeAgent) Tiers() []Tier { return []Tier{{Dir: "/fast", State: "ok"}} }
+
+func (a *fakeAgent) ReviveTier(_ context.Context, dir string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if dir == "/none" {
+		return fmt.Errorf("revive %s: %w", dir, covey.ErrNotFound)
+	}
+	a.changes = append(a.changes, "revive "+dir)
+	return nil
+}
+
 func (a *fakeAgent) Verify(_ context.Context, path string) (Job, error) {
 	a.note("verify " + path)
 	return Job{ID: "v", Kind: "verify", Path: path, State: "running"}, nil

@@ -67,6 +67,8 @@ type handler struct {
 //	/api/v1/stat?path=       GET
 //	/api/v1/du?path=         GET; without path: by data set
 //	/api/v1/pin, unpin, evict, verify   POST PathRequest
+//	/api/v1/tiers            GET
+//	/api/v1/tiers/revive     POST TierRequest
 //	/api/v1/jobs/{id}        GET; DELETE cancels
 //	/api/v1/plans            GET; POST PlanRequest
 //	/api/v1/plans/{id}       GET; DELETE cancels
@@ -105,6 +107,7 @@ func NewHandler(agent Agent, opts HandlerOptions) http.Handler {
 	h.addCache(mux)
 	h.addPlans(mux)
 	addOpenAPI(mux)
+	h.addTiers(mux)
 	mux.Handle("/api/v1/jobs/{id}", h.route(verbs{
 		http.MethodGet: h.job, http.MethodDelete: h.cancelJob,
 	}))

@@ -25,7 +25,7 @@ var update = flag.Bool("update", false, "write openapi.yaml's schemas anew from 
 
 // described are the types that the API sends and takes.
 var described = []any{
-	Status{}, FetchedBytes{}, Tier{}, Mount{}, Peer{}, MountRequest{}, PrefetchRequest{}, PathRequest{},
+	Status{}, FetchedBytes{}, Tier{}, Mount{}, Peer{}, MountRequest{}, PrefetchRequest{}, PathRequest{}, TierRequest{},
 	Stat{}, Du{}, DuSource{}, Pinned{}, Evicted{}, Job{}, Location{}, BlockLocation{},
 	PlanRequest{}, PlanManifest{}, PlanRenewal{}, Plan{}, PlanRank{},
 }

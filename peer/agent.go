@@ -118,7 +118,6 @@ type Agent struct {
 	started  time.Time
 
 	store     *blockstore.Store
-	uncached  bool // the store is in memory because the directory cannot be used
 	network   *Network
 	directory *dht.Directory
 	providers *dht.Providers

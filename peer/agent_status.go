@@ -35,12 +35,15 @@ func (a *Agent) Tiers() []gateway.Tier {
 	list := []gateway.Tier{}
 	for _, u := range a.store.Tiers() {
 		list = append(list, gateway.Tier{
-			Dir: u.Dir, Budget: u.Budget, Used: u.Used,
-			Objects: u.Objects, Blocks: u.Blocks, ReadOnly: u.ReadOnly || a.uncached,
+			Dir: u.Dir, Budget: u.Budget, Used: u.Used, Reserved: u.Reserved, Pinned: u.Pinned,
+			Objects: u.Objects, Blocks: u.Blocks, ReadOnly: u.ReadOnly, State: string(u.State), Why: u.Why,
 		})
 	}
 	return list
 }
+
+// ReviveTier brings a tier back whose disk failed and was mended.
+func (a *Agent) ReviveTier(_ context.Context, dir string) error { return a.store.Revive(dir) }
 
 func (a *Agent) liveOthers() []covey.PeerID {
 	live, _ := a.network.Live()

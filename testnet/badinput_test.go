@@ -184,7 +184,7 @@ func TestCacheDirectoryThatCannotBeWritten(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !s.Tiers[0].ReadOnly {
+			if !s.Tiers[0].ReadOnly || s.Tiers[0].State != "off" || s.Tiers[0].Why == "" || s.Tiers[1].Dir != "memory" {
 				t.Errorf("status does not say that the cache is read-only: %+v", s.Tiers[0])
 			}
 			log, err := os.ReadFile(p.LogFile())

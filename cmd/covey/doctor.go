@@ -140,8 +140,9 @@ func askAgent(ctx context.Context, socket string) (gateway.Status, []gateway.Pee
 		found = append(found, finding{ok, "agent is ready", ""})
 	}
 	for _, t := range s.Tiers {
-		if t.ReadOnly {
-			found = append(found, finding{fail, "cache " + t.Dir + " is read-only since an error of its disk", "look at the disk, then restart the agent"})
+		if t.State != "ok" {
+			found = append(found, finding{fail, fmt.Sprintf("cache %s is %s: %s", t.Dir, t.State, oneLine(t.Why)),
+				"look at the disk; the agent tries it again by itself, every five minutes at least"})
 		}
 	}
 	for source, n := range s.CorruptBlocks {

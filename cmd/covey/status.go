@@ -75,8 +75,8 @@ func showStatus(w io.Writer, s gateway.Status) {
 	}
 	for _, t := range s.Tiers {
 		note := ""
-		if t.ReadOnly {
-			note = ", read-only"
+		if t.State != "ok" {
+			note = fmt.Sprintf(", %s: %s", t.State, oneLine(t.Why))
 		}
 		fmt.Fprintf(w, "cache\t%s: %s of %s, %d objects, %d blocks%s\n",
 			t.Dir, formatSize(t.Used), formatSize(t.Budget), t.Objects, t.Blocks, note)

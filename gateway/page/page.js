@@ -82,7 +82,7 @@ function showStatus(s) {
   showBytes(s);
   rows($("tiers"), s.tiers.map((t) => [
     t.dir, [bytes(t.used_bytes), "n"], [bytes(t.budget_bytes), "n"], [count(t.objects), "n"],
-    [count(t.blocks), "n"], t.read_only ? ["read-only", "bad"] : ["ok", "good"],
+    [count(t.blocks), "n"], t.state === "ok" ? ["ok", "good"] : [t.state + ": " + (t.why || "unknown"), "bad"],
   ]), "no cache directory");
   rows($("mounts"), s.mounts.map((m) => [
     m.dir, m.source, [count(m.opens_passthrough), "n"], [count(m.opens_daemon), "n"],
