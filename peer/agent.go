@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,7 +59,13 @@ type AgentOptions struct {
 	ClusterKey *ClusterKey
 	Zone, Rack string
 	HostName   string
-	DataPlane  string // "" and "tls" are the same
+	// DataPlane is "tls", the same as "", or "plain": blocks travel over bare TCP
+	// between agents that both have it, for a fabric that is trusted with them.
+	DataPlane string
+	// DataListen is HOST:PORT of the plain data plane. "" is the host of Listen and
+	// the second port after its own, so that 7171 has 7173; a free port if that is
+	// 0.
+	DataListen string
 	Mounts     []MountSpec
 	HTTP       string // HOST:PORT of the read-only HTTP door; "" for none
 	API        string // path of the control socket; "" for none
@@ -89,8 +97,14 @@ func (o *AgentOptions) Validate() error {
 			fault("cache directory %q with %d bytes", c.Dir, c.Size)
 		}
 	}
-	if o.DataPlane != "" && o.DataPlane != "tls" {
-		fault("data plane %q; this version has tls only", o.DataPlane)
+	switch o.DataPlane {
+	case "", "tls":
+		if o.DataListen != "" {
+			fault("an address for the plain data plane, %q, and the data plane is tls", o.DataListen)
+		}
+	case "plain":
+	default:
+		fault("data plane %q; there are tls and plain", o.DataPlane)
 	}
 	if len(o.Join) > 0 && o.ClusterKey == nil {
 		fault("joining needs the cluster key of the mesh")
@@ -106,6 +120,24 @@ func (o *AgentOptions) Validate() error {
 		seen[m.Dir] = true
 	}
 	return errors.Join(faults...)
+}
+
+// plainAddress is where the plain data plane listens, "" when there is none.
+func (o *AgentOptions) plainAddress() string {
+	if o.DataPlane != "plain" {
+		return ""
+	}
+	if o.DataListen != "" {
+		return o.DataListen
+	}
+	host, port, err := net.SplitHostPort(o.Listen)
+	if err != nil {
+		return o.Listen // NewNetwork says what is wrong with it
+	}
+	if n, err := strconv.Atoi(port); err == nil && n != 0 {
+		port = strconv.Itoa(n + 2)
+	}
+	return net.JoinHostPort(host, port)
 }
 
 // Agent is one running node: store, mesh, origins, mounts and doors wired
@@ -186,6 +218,7 @@ func (a *Agent) open() (err error) {
 	a.network, err = NewNetwork(NetworkOptions{
 		StateDir: a.opts.StateDir, Listen: a.opts.Listen, Join: a.opts.Join, Key: a.opts.ClusterKey,
 		Zone: a.opts.Zone, Rack: a.opts.Rack, Host: a.opts.HostName, NICBits: nicBits(a.opts.Listen), Capacity: a.store.Usage().Budget,
+		Plain:   a.opts.plainAddress(),
 		Sockets: a.opts.Sockets, Log: a.log, Registry: a.registry,
 	})
 	if err != nil {

@@ -21,7 +21,7 @@ func (a *Agent) Status() gateway.Status {
 	totals := a.fetcher.Totals()
 	return gateway.Status{
 		PeerID: peerName(a.network.Self()), Version: a.opts.Version, PID: os.Getpid(), Started: a.started,
-		Ready: a.Ready() == nil, Listen: a.network.ListenAddrs(), HTTP: a.http, DataPlane: "tls",
+		Ready: a.Ready() == nil, Listen: a.network.ListenAddrs(), HTTP: a.http, DataPlane: cmp.Or(a.opts.DataPlane, "tls"),
 		Standalone: a.opts.ClusterKey == nil, Peers: len(a.liveOthers()),
 		Fetched:     gateway.FetchedBytes{Local: totals.Local, Neighbour: totals.Neighbour, Origin: totals.Origin},
 		OriginBytes: a.originMetrics.Bytes(), OriginRequests: a.originMetrics.Requests(),

@@ -3,6 +3,7 @@ package peer
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -102,6 +103,15 @@ func (n *Network) FetchFrom(ctx context.Context, from covey.PeerID, l covey.Loca
 
 // fetch asks a member for the part of a block that the request says.
 func (n *Network) fetch(ctx context.Context, from covey.PeerID, m *wire.BlockRequest, l covey.Locator, buf []byte, p *fetch.Progress) error {
+	if n.plain != nil {
+		err := n.plain.fetch(ctx, peer.ID(from), m, buf, p)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, errNoPlain):
+			return fmt.Errorf("fetch %s from %w", l, err)
+		}
+	}
 	off := int(m.Offset)
 	q := &ask{
 		proto: exchangeProtocol,
@@ -137,30 +147,25 @@ func (n *Network) serveDirectory(ctx context.Context, from peer.ID, body []byte)
 	if reply == nil || len(reply) > MaxMessage {
 		return mux.Answer{}, fmt.Errorf("no reply to a directory message: %w", covey.ErrUnavailable)
 	}
-	return mux.Answer{Size: len(reply), Body: bytes.NewReader(reply)}, nil
+	return bytesAnswer(reply), nil
 }
 
 // serveBlock looks up a block for a member.
-func (n *Network) serveBlock(ctx context.Context, _ peer.ID, body []byte) (mux.Answer, error) {
+func (n *Network) serveBlock(ctx context.Context, from peer.ID, body []byte) (mux.Answer, error) {
 	var m wire.BlockRequest
 	if err := wire.Unmarshal(body, &m); err != nil {
 		return mux.Answer{}, err
+	}
+	if m.GetTicket() {
+		return n.ticket(from)
 	}
 	l, err := covey.ParseLocator(m.GetLocator())
 	if err != nil {
 		return mux.Answer{}, err
 	}
-	s := n.server.Load()
-	if s == nil {
-		return mux.Answer{}, fmt.Errorf("no blocks here: %w", covey.ErrNotFound)
-	}
-	h, err := (*s).ServeBlock(ctx, l, m.GetWait())
+	h, err := n.lookUp(ctx, l, m.GetWait())
 	if err != nil {
 		return mux.Answer{}, err
-	}
-	if int64(h.Len()) != l.Range().Len {
-		h.Release()
-		return mux.Answer{}, fmt.Errorf("block %s of %d bytes: %w", l, h.Len(), covey.ErrCorrupt)
 	}
 	if m.GetOffset() >= uint64(h.Len()) {
 		h.Release()
@@ -170,6 +175,25 @@ func (n *Network) serveBlock(ctx context.Context, _ peer.ID, body []byte) (mux.A
 	size := int64(h.Len()) - off
 	return mux.Answer{Size: int(size), Body: io.NewSectionReader(h, off, size), Release: h.Release}, nil
 }
+
+// lookUp gets a whole block of this node's. The caller releases the handle.
+func (n *Network) lookUp(ctx context.Context, l covey.Locator, wait bool) (blockstore.Handle, error) {
+	s := n.server.Load()
+	if s == nil {
+		return nil, fmt.Errorf("no blocks here: %w", covey.ErrNotFound)
+	}
+	h, err := (*s).ServeBlock(ctx, l, wait)
+	if err != nil {
+		return nil, err
+	}
+	if int64(h.Len()) != l.Range().Len {
+		h.Release()
+		return nil, fmt.Errorf("block %s of %d bytes: %w", l, h.Len(), covey.ErrCorrupt)
+	}
+	return h, nil
+}
+
+func bytesAnswer(b []byte) mux.Answer { return mux.Answer{Size: len(b), Body: bytes.NewReader(b)} }
 
 // answerer is a handler that is told who asks.
 type answerer func(ctx context.Context, from peer.ID, body []byte) (mux.Answer, error)

@@ -108,8 +108,12 @@ func (n *Network) merged(r member.Record, change member.Change, m *wire.SignedRe
 func (n *Network) dropped(p peer.ID) {
 	n.host.Peerstore().ClearAddrs(p)
 	n.mu.Lock()
-	defer n.mu.Unlock()
+	l := n.links[p]
 	delete(n.links, p)
+	n.mu.Unlock()
+	if l != nil {
+		l.drop()
+	}
 }
 
 // queueRenewal keeps a renewal to be passed on with others.

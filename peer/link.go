@@ -12,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/covey-cache/covey"
 	"github.com/covey-cache/covey/peer/internal/mux"
@@ -53,6 +54,14 @@ type link struct {
 	failures     int
 	until, probe time.Time
 	probing      bool
+	// spare are connections of the plain data plane that nobody uses; noPlain is
+	// until when the member is taken to have none. After dropped none is kept.
+	spare   []*plainConn
+	noPlain time.Time
+	dropped bool
+
+	// plain bounds the connections in use.
+	plain *semaphore.Weighted
 }
 
 // openClient is a client, or one on its way.
@@ -149,7 +158,7 @@ func (n *Network) link(p peer.ID) *link {
 	defer n.mu.Unlock()
 	l := n.links[p]
 	if l == nil {
-		l = &link{peer: p, clients: make(map[protocol.ID]*openClient)}
+		l = &link{peer: p, clients: make(map[protocol.ID]*openClient), plain: semaphore.NewWeighted(maxPlainUse)}
 		n.links[p] = l
 	}
 	return l

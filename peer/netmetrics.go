@@ -17,6 +17,7 @@ type networkMetrics struct {
 	violations     *prometheus.CounterVec
 	refusedJoins   prometheus.Counter
 	refusedStreams prometheus.Counter
+	refusedPlain   prometheus.Counter
 	foreign        *prometheus.CounterVec
 }
 
@@ -30,6 +31,7 @@ func newNetworkMetrics(r prometheus.Registerer) (*networkMetrics, error) {
 		violations:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "covey_protocol_violations_total", Help: "Streams ended because the other side broke the protocol."}, []string{"protocol"}),
 		refusedJoins:   prometheus.NewCounter(prometheus.CounterOpts{Name: "covey_refused_joins_total", Help: "Joins that failed the membership check, on either side."}),
 		refusedStreams: prometheus.NewCounter(prometheus.CounterOpts{Name: "covey_refused_streams_total", Help: "Streams of unknown peers that were reset."}),
+		refusedPlain:   prometheus.NewCounter(prometheus.CounterOpts{Name: "covey_refused_plain_connections_total", Help: "Connections to the plain data plane that showed no good token, or were too many."}),
 		foreign:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "covey_foreign_protocols_total", Help: "Times that a member was found to speak no version of a protocol that this node does."}, []string{"protocol"}),
 	}
 	var errs []error
@@ -56,5 +58,5 @@ func (m *networkMetrics) unregister(r prometheus.Registerer) {
 }
 
 func (m *networkMetrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.live, m.sent, m.received, m.violations, m.refusedJoins, m.refusedStreams, m.foreign}
+	return []prometheus.Collector{m.live, m.sent, m.received, m.violations, m.refusedJoins, m.refusedStreams, m.refusedPlain, m.foreign}
 }

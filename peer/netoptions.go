@@ -64,6 +64,10 @@ type NetworkOptions struct {
 	// NICBits is what the network interface carries, in bits a second; 0: unknown.
 	NICBits uint64
 
+	// Plain is HOST:PORT of the plain data plane, port 0 for a free one; "" means
+	// that there is none and blocks travel inside TLS only. See [AgentOptions].
+	Plain string
+
 	MaxMembers     int           // 0: DefaultMaxMembers
 	MaxConnections int           // 0: DefaultMaxConnections
 	StallAfter     time.Duration // 0: DefaultStallAfter
@@ -88,6 +92,13 @@ func (o NetworkOptions) Validate() error {
 		bad("listen address %q is not HOST:PORT", o.Listen)
 	} else if o.Key == nil && !isLoopback(host) {
 		bad("listen address %q is not on loopback and there is no cluster key", o.Listen)
+	}
+	if o.Plain != "" {
+		if host, _, err := net.SplitHostPort(o.Plain); err != nil {
+			bad("plain data plane address %q is not HOST:PORT", o.Plain)
+		} else if o.Key == nil && !isLoopback(host) {
+			bad("plain data plane address %q is not on loopback and there is no cluster key", o.Plain)
+		}
 	}
 	for _, a := range o.Join {
 		if host, port, err := net.SplitHostPort(a); err != nil || host == "" || port == "" || port == "0" {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,6 +55,7 @@ type Network struct {
 	table   *member.Table
 	metrics *networkMetrics
 	server  atomic.Pointer[Server]
+	plain   *plainPlane // nil: blocks travel inside TLS only
 	pushes  *semaphore.Weighted
 	// serving bounds the requests under way, for each protocol.
 	serving map[protocol.ID]*semaphore.Weighted
@@ -133,6 +136,12 @@ func NewNetwork(o NetworkOptions) (*Network, error) {
 	n.register()
 	if err := n.host.listen(listen); err != nil {
 		return nil, errors.Join(fmt.Errorf("listen on %s: %w", o.Listen, err), n.Close())
+	}
+	if o.Plain != "" {
+		if n.plain, err = newPlainPlane(n, o.Plain); err != nil {
+			return nil, errors.Join(err, n.Close())
+		}
+		n.spawn(n.plain.accept)
 	}
 	n.introduce()
 	return n, nil
@@ -363,7 +372,22 @@ func (n *Network) stop() {
 	n.mu.Unlock()
 	n.cancel()
 	n.gate.close()
+	n.closePlain()
 	n.wg.Wait()
+}
+
+// closePlain ends the plain data plane, both sides.
+func (n *Network) closePlain() {
+	if n.plain == nil {
+		return
+	}
+	n.plain.close()
+	n.mu.Lock()
+	links := slices.Collect(maps.Values(n.links))
+	n.mu.Unlock()
+	for _, l := range links {
+		l.drop()
+	}
 }
 
 // Close stops listening, drops all connections without a goodbye, and waits for
@@ -376,6 +400,7 @@ func (n *Network) Close() error {
 		n.mu.Unlock()
 		n.cancel()
 		n.gate.close()
+		n.closePlain()
 		// An identify push to a peer that does not answer any more would hold
 		// up Close for 5 s: nothing but its connection's end cancels it.
 		for _, p := range n.host.Network().Peers() {

@@ -19,3 +19,14 @@ func stallCommand() *cobra.Command {
 	c.Flags().IntVar(&opts.Rounds, "rounds", 5, "rounds; the median counts")
 	return c
 }
+
+// exchangeCommand measures the data planes.
+func exchangeCommand() *cobra.Command {
+	opts := testnet.ExchangeOptions{Out: os.Stdout}
+	c := &cobra.Command{
+		Use: "exchange", Short: "Blocks between two members on each data plane, against a bare TCP copy with BLAKE3", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return testnet.BenchExchange(c.Context(), opts) },
+	}
+	c.Flags().IntVar(&opts.Rounds, "rounds", 5, "rounds of 1 GiB each; the median counts")
+	return c
+}

@@ -76,6 +76,6 @@ func benchCommand() *cobra.Command {
 	c.Flags().Bool("mount", false, "every row of the mount's budget instead")
 	c.Flags().StringVar(&opts.Binary, "binary", beside("covey"), "the covey program")
 	c.Flags().IntVar(&opts.Rounds, "rounds", 5, "rounds; the median counts")
-	c.AddCommand(stallCommand())
+	c.AddCommand(stallCommand(), exchangeCommand())
 	return c
 }

@@ -74,6 +74,7 @@ func peerOptions(c *agentConfig, log *slog.Logger) (peer.AgentOptions, error) {
 		Mount:     mount.Options{ReadTimeout: c.policy.readTimeout, Profile: c.policy.profile},
 		Log:       log,
 	}
+	opts.DataListen = c.dataListen
 	for _, d := range c.cache {
 		opts.Cache = append(opts.Cache, peer.CacheDir{Dir: d.dir, Size: d.size})
 	}

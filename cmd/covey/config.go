@@ -31,6 +31,7 @@ type agentConfig struct {
 	http       string // "" when off
 	mounts     []mountSpec
 	dataPlane  string
+	dataListen string // "" for the default
 	policy     policy
 	zone, rack string
 	host       string
@@ -64,26 +65,40 @@ func parseSettings(l layer, getenv func(string) string) (*agentConfig, error) {
 	c := &agentConfig{
 		clusterKey: l.one("cluster-key", ""),
 		dataPlane:  l.one("data-plane", "tls"),
+		dataListen: l.one("data-listen", ""),
 		zone:       l.one("zone", ""),
 		rack:       l.one("rack", ""),
 		host:       l.one("host", ""),
 		join:       l["join"].words,
 	}
 	for _, parse := range []func(layer, func(string) string) error{
-		c.parsePaths, c.parseCache, c.parseMounts, c.parseAddresses, c.parseLog, c.policy.parse,
+		c.parsePaths, c.parseCache, c.parseMounts, c.parseAddresses, c.parseDataPlane, c.parseLog, c.policy.parse,
 	} {
 		if err := parse(l, getenv); err != nil {
 			return nil, err
 		}
 	}
-	if c.dataPlane != "tls" {
-		err := fmt.Errorf("%q is not known: the only data plane is tls", c.dataPlane)
-		if c.dataPlane == "plain" {
-			err = fmt.Errorf("plain is not built yet: leave it out or say tls")
-		}
-		return nil, l.fault("data-plane", err)
-	}
 	return c, nil
+}
+
+func (c *agentConfig) parseDataPlane(l layer, _ func(string) string) error {
+	if c.dataPlane != "tls" && c.dataPlane != "plain" {
+		return l.fault("data-plane", fmt.Errorf("%q is not known: say tls or plain", c.dataPlane))
+	}
+	if c.dataListen == "" {
+		return nil
+	}
+	if c.dataPlane == "tls" {
+		return l.fault("data-listen", fmt.Errorf("only the plain data plane has an address of its own: add --data-plane plain or leave it out"))
+	}
+	host, err := checkAddress(c.dataListen)
+	if err == nil && c.clusterKey == "" && !isLoopback(host) {
+		err = fmt.Errorf("%s can be reached from other hosts, and there is no key to tell members by: give --cluster-key or listen on 127.0.0.1", c.dataListen)
+	}
+	if err != nil {
+		return l.fault("data-listen", err)
+	}
+	return nil
 }
 
 func (c *agentConfig) parsePaths(l layer, getenv func(string) string) error {

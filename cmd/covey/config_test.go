@@ -81,6 +81,8 @@ func TestConfigPrecedence(t *testing.T) {
 		{"api", "unix:///f", "unix:///e", "unix:///g"},
 		{"http", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"},
 		{"mount", "s3://f?a=b=/f", "s3://e?a=b=/e", "s3://g?a=b=/g"},
+		{"data-plane", "plain", "plain", "plain"},
+		{"data-listen", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"},
 		{"zone", "f", "e", "g"},
 		{"rack", "f", "e", "g"},
 		{"host", "f", "e", "g"},
@@ -111,7 +113,7 @@ func TestConfigPrecedence(t *testing.T) {
 		return agentConfig{
 			state: dir, cache: []cacheDir{{dir, 1 << 30}}, listen: "127.0.0.1:" + port, join: []string{host + ":1"},
 			clusterKey: dir, api: dir, http: "127.0.0.1:" + port, mounts: []mountSpec{{"s3:/" + dir + "?a=b", dir}},
-			dataPlane: "tls", zone: host, rack: host, host: host,
+			dataPlane: "plain", dataListen: "127.0.0.1:" + port, zone: host, rack: host, host: host,
 		}
 	}
 	for got, base := range map[*agentConfig]agentConfig{
@@ -189,7 +191,8 @@ func TestConfigFaults(t *testing.T) {
 		{name: "bad http", flags: []string{"--http=7172"}, says: "--http: "},
 		{name: "api is no URL", flags: []string{"--api=/run/a.sock"}, says: "unix:///run"},
 		{name: "api is relative", flags: []string{"--api=unix://a.sock"}, says: "--api: "},
-		{name: "plain", flags: []string{"--data-plane=plain"}, says: "plain is not built"},
+		{name: "plane's address", flags: []string{"--data-listen=127.0.0.1:1"}, says: "--data-listen: only the plain"},
+		{name: "open plane", flags: []string{"--data-plane=plain", "--data-listen=0.0.0.0:1"}, says: "--data-listen: 0.0.0.0:1 can be reached"},
 		{name: "plane", flags: []string{"--data-plane=quic"}, says: `"quic" is not known`},
 		{name: "level", flags: []string{"--log-level=loud"}, says: "--log-level: "},
 		{name: "format", flags: []string{"--log-format=xml"}, says: "--log-format: "},

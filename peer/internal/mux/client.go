@@ -409,9 +409,11 @@ func (c *Client) discard(n int) error {
 	return c.readFull(buf[:n], nil)
 }
 
-// failure turns a peer's refusal into an error of ours.
-func failure(m *wire.Failure) error {
-	switch m.Code {
+func failure(m *wire.Failure) error { return CodeError(m.Code) }
+
+// CodeError turns a peer's refusal into an error of ours.
+func CodeError(code wire.Code) error {
+	switch code {
 	case wire.Code_NOT_FOUND:
 		return covey.ErrNotFound
 	case wire.Code_STALE:

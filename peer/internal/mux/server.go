@@ -250,20 +250,26 @@ func (sv *server) send(rctx, ctx context.Context, id uint32, a Answer) error {
 
 // fail ends a request with an error.
 func (sv *server) fail(ctx context.Context, id uint32, err error) {
-	m := &wire.Failure{}
-	switch {
-	case errors.Is(err, covey.ErrNotFound):
-		m.Code = wire.Code_NOT_FOUND
-	case errors.Is(err, covey.ErrStale):
-		m.Code = wire.Code_STALE
-	case errors.Is(err, covey.ErrInvalid):
-		m.Code = wire.Code_INVALID
-	case errors.Is(err, ErrBusy):
-		m.Code = wire.Code_BUSY
-	}
+	m := &wire.Failure{Code: FailureCode(err)}
 	// The text of other errors may name paths or origins of this node; the peer
 	// needs no more than the kind.
 	_ = sv.write(ctx, wire.AppendFrame(nil, wire.TypeFail, id, wire.Marshal(m)))
+}
+
+// FailureCode is what a peer is told of an error.
+func FailureCode(err error) wire.Code {
+	switch {
+	case errors.Is(err, covey.ErrNotFound):
+		return wire.Code_NOT_FOUND
+	case errors.Is(err, covey.ErrStale):
+		return wire.Code_STALE
+	case errors.Is(err, covey.ErrInvalid):
+		return wire.Code_INVALID
+	case errors.Is(err, ErrBusy):
+		return wire.Code_BUSY
+	default:
+		return wire.Code_UNAVAILABLE
+	}
 }
 
 // write sends one frame when its turn comes. A write that fails takes the stream

@@ -463,10 +463,12 @@ func (x *Failure) GetCode() Code {
 // BlockRequest asks for the bytes of a block from offset on. The first version of
 // the exchange has no offset: its answer is the whole block.
 type BlockRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Locator       []byte                 `protobuf:"bytes,1,opt,name=locator,proto3" json:"locator,omitempty"`
-	Wait          bool                   `protobuf:"varint,2,opt,name=wait,proto3" json:"wait,omitempty"`
-	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Locator []byte                 `protobuf:"bytes,1,opt,name=locator,proto3" json:"locator,omitempty"`
+	Wait    bool                   `protobuf:"varint,2,opt,name=wait,proto3" json:"wait,omitempty"`
+	Offset  uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	// The answer is a Ticket instead of a block; nothing else is set.
+	Ticket        bool `protobuf:"varint,4,opt,name=ticket,proto3" json:"ticket,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -522,6 +524,67 @@ func (x *BlockRequest) GetOffset() uint64 {
 	return 0
 }
 
+func (x *BlockRequest) GetTicket() bool {
+	if x != nil {
+		return x.Ticket
+	}
+	return false
+}
+
+// Ticket opens one connection of the plain data plane, at the address of the
+// connection that it came over.
+type Ticket struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         []byte                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ticket) Reset() {
+	*x = Ticket{}
+	mi := &file_wire_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ticket) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ticket) ProtoMessage() {}
+
+func (x *Ticket) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ticket.ProtoReflect.Descriptor instead.
+func (*Ticket) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Ticket) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *Ticket) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
 // Gossip is the request of the members protocol: exactly one part is set.
 type Gossip struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -537,7 +600,7 @@ type Gossip struct {
 
 func (x *Gossip) Reset() {
 	*x = Gossip{}
-	mi := &file_wire_proto_msgTypes[7]
+	mi := &file_wire_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +612,7 @@ func (x *Gossip) String() string {
 func (*Gossip) ProtoMessage() {}
 
 func (x *Gossip) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[7]
+	mi := &file_wire_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +625,7 @@ func (x *Gossip) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gossip.ProtoReflect.Descriptor instead.
 func (*Gossip) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{7}
+	return file_wire_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Gossip) GetPart() isGossip_Part {
@@ -630,7 +693,7 @@ type Push struct {
 
 func (x *Push) Reset() {
 	*x = Push{}
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +705,7 @@ func (x *Push) String() string {
 func (*Push) ProtoMessage() {}
 
 func (x *Push) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +718,7 @@ func (x *Push) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Push.ProtoReflect.Descriptor instead.
 func (*Push) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{8}
+	return file_wire_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Push) GetRecords() []*SignedRecord {
@@ -675,7 +738,7 @@ type Digest struct {
 
 func (x *Digest) Reset() {
 	*x = Digest{}
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +750,7 @@ func (x *Digest) String() string {
 func (*Digest) ProtoMessage() {}
 
 func (x *Digest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +763,7 @@ func (x *Digest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Digest.ProtoReflect.Descriptor instead.
 func (*Digest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{9}
+	return file_wire_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Digest) GetEntries() []byte {
@@ -722,7 +785,7 @@ type GossipReply struct {
 
 func (x *GossipReply) Reset() {
 	*x = GossipReply{}
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +797,7 @@ func (x *GossipReply) String() string {
 func (*GossipReply) ProtoMessage() {}
 
 func (x *GossipReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +810,7 @@ func (x *GossipReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipReply.ProtoReflect.Descriptor instead.
 func (*GossipReply) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{10}
+	return file_wire_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GossipReply) GetSame() bool {
@@ -811,11 +874,15 @@ const file_wire_proto_rawDesc = "" +
 	"\x05Found\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\"2\n" +
 	"\aFailure\x12'\n" +
-	"\x04code\x18\x01 \x01(\x0e2\x13.covey.peer.v1.CodeR\x04code\"T\n" +
+	"\x04code\x18\x01 \x01(\x0e2\x13.covey.peer.v1.CodeR\x04code\"l\n" +
 	"\fBlockRequest\x12\x18\n" +
 	"\alocator\x18\x01 \x01(\fR\alocator\x12\x12\n" +
 	"\x04wait\x18\x02 \x01(\bR\x04wait\x12\x16\n" +
-	"\x06offset\x18\x03 \x01(\x04R\x06offset\"\x88\x01\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
+	"\x06ticket\x18\x04 \x01(\bR\x06ticket\"2\n" +
+	"\x06Ticket\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\fR\x05token\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\"\x88\x01\n" +
 	"\x06Gossip\x12)\n" +
 	"\x04push\x18\x01 \x01(\v2\x13.covey.peer.v1.PushH\x00R\x04push\x12\x1a\n" +
 	"\asummary\x18\x02 \x01(\x04H\x00R\asummary\x12/\n" +
@@ -850,7 +917,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_wire_proto_goTypes = []any{
 	(Code)(0),            // 0: covey.peer.v1.Code
 	(*Record)(nil),       // 1: covey.peer.v1.Record
@@ -860,16 +927,17 @@ var file_wire_proto_goTypes = []any{
 	(*Found)(nil),        // 5: covey.peer.v1.Found
 	(*Failure)(nil),      // 6: covey.peer.v1.Failure
 	(*BlockRequest)(nil), // 7: covey.peer.v1.BlockRequest
-	(*Gossip)(nil),       // 8: covey.peer.v1.Gossip
-	(*Push)(nil),         // 9: covey.peer.v1.Push
-	(*Digest)(nil),       // 10: covey.peer.v1.Digest
-	(*GossipReply)(nil),  // 11: covey.peer.v1.GossipReply
+	(*Ticket)(nil),       // 8: covey.peer.v1.Ticket
+	(*Gossip)(nil),       // 9: covey.peer.v1.Gossip
+	(*Push)(nil),         // 10: covey.peer.v1.Push
+	(*Digest)(nil),       // 11: covey.peer.v1.Digest
+	(*GossipReply)(nil),  // 12: covey.peer.v1.GossipReply
 }
 var file_wire_proto_depIdxs = []int32{
 	2,  // 0: covey.peer.v1.Hello.record:type_name -> covey.peer.v1.SignedRecord
 	0,  // 1: covey.peer.v1.Failure.code:type_name -> covey.peer.v1.Code
-	9,  // 2: covey.peer.v1.Gossip.push:type_name -> covey.peer.v1.Push
-	10, // 3: covey.peer.v1.Gossip.digest:type_name -> covey.peer.v1.Digest
+	10, // 2: covey.peer.v1.Gossip.push:type_name -> covey.peer.v1.Push
+	11, // 3: covey.peer.v1.Gossip.digest:type_name -> covey.peer.v1.Digest
 	2,  // 4: covey.peer.v1.Push.records:type_name -> covey.peer.v1.SignedRecord
 	2,  // 5: covey.peer.v1.GossipReply.records:type_name -> covey.peer.v1.SignedRecord
 	6,  // [6:6] is the sub-list for method output_type
@@ -884,7 +952,7 @@ func file_wire_proto_init() {
 	if File_wire_proto != nil {
 		return
 	}
-	file_wire_proto_msgTypes[7].OneofWrappers = []any{
+	file_wire_proto_msgTypes[8].OneofWrappers = []any{
 		(*Gossip_Push)(nil),
 		(*Gossip_Summary)(nil),
 		(*Gossip_Digest)(nil),
@@ -895,7 +963,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
