@@ -15,11 +15,8 @@ import (
 	"github.com/covey-cache/covey"
 )
 
-// defaultLeaseTTL is how long a granted read may take before the block is
-// granted to somebody else. A lease holder that dies is noticed sooner, by the
-// member table or by the peers that wait for it, so this only has to end reads
-// that hang: 4 MiB take 40 ms from a good origin and some seconds with
-// throttling and three retries.
+// defaultLeaseTTL is the longest lease without renewal: four times the slowest
+// first byte that is still an origin's and not a fault.
 const defaultLeaseTTL = 15 * time.Second
 
 // ProviderFinder finds peers that hold something of an extent without the help
@@ -58,7 +55,8 @@ type DirectoryOptions struct {
 	// MaxEntries bounds the extents this peer keeps as a home; 0 means 524,288,
 	// at most 1.2 GiB.
 	MaxEntries int
-	// LeaseTTL is how long a granted read may take; 0 means 15 s.
+	// LeaseTTL is the longest that a lease lasts without being renewed, however
+	// slow the asker's origin is; 0 means 15 s.
 	LeaseTTL time.Duration
 	// Log receives what happens here; nil discards it.
 	Log *slog.Logger
@@ -77,8 +75,8 @@ type DirectoryOptions struct {
 // All methods may be called concurrently. They work without Run, but then
 // nothing is announced.
 //
-// Locks: ringMu, then a table shard's, then the leaf locks of peerTable, health
-// and queue. None is held across a call to Members, Caller, Source or Providers
+// Locks: ringMu, then a table shard's, then the leaf locks of peerTable, pacer,
+// health, queue and looks. None is held across a call to Members, Caller, Source or Providers
 // but ringMu, which is held across Members.Live.
 type Directory struct {
 	self        covey.PeerID
@@ -103,6 +101,8 @@ type Directory struct {
 	ring   atomic.Pointer[ring]
 
 	calls calls
+	holds holds
+	looks looks
 }
 
 // NewDirectory returns a directory that knows nothing yet. It neither calls
@@ -182,6 +182,10 @@ func (s State) String() string {
 		return "granted"
 	case Wait:
 		return "wait"
+	case Throttled:
+		return "throttled"
+	case Redirect:
+		return "redirect"
 	}
 	return "unknown"
 }

@@ -157,7 +157,7 @@ func TestTableIsBounded(t *testing.T) {
 	d := loneDirectory(DirectoryOptions{MaxEntries: tableShards * 8}, "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l")
 	r := d.view()
 	leased := testExtent(-1)
-	if p, _ := d.table.answer(question{asker: "b", want: Want{Extent: leased, Count: 1, Need: 1}, ring: r, grant: true}); p.Blocks[0].State != Granted {
+	if p := d.table.answer(question{asker: "b", want: Want{Extent: leased, Count: 1, Need: 1}, ring: r, grant: true}).plan; p.Blocks[0].State != Granted {
 		t.Fatal("not granted")
 	}
 	for i := range 20_000 {
@@ -209,7 +209,7 @@ func TestLoadIsSpread(t *testing.T) {
 	}
 	first := map[covey.PeerID]int{}
 	for range 800 {
-		p, _ := d.table.answer(question{asker: "a", want: Want{Extent: e, Count: 1, Need: 1}, ring: r})
+		p := d.table.answer(question{asker: "a", want: Want{Extent: e, Count: 1, Need: 1}, ring: r}).plan
 		if len(p.Blocks[0].Peers) != maxHandedOut {
 			t.Fatalf("%d peers", len(p.Blocks[0].Peers))
 		}

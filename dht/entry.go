@@ -58,7 +58,10 @@ type entry struct {
 	digests []covey.Digest // one for each bit of pinned, lowest first
 	holders []holder
 	leases  []lease
+	crowds  []*crowd
 	suspect []suspicion
+	// changed is what questions wait for that cannot be answered; see wake.
+	changed chan struct{}
 	// synced is one more than the epoch at which this home last knew all that
 	// its fellows knew; 0 is never.
 	synced uint64
@@ -92,14 +95,6 @@ func (h *holder) offers(now stamp) covey.Bitmap {
 		return h.have &^ h.demoted
 	}
 	return h.have
-}
-
-// lease is a read from the origin that is under way.
-type lease struct {
-	slot    uint8
-	peer    peerNum
-	id      uint64
-	expires time.Time
 }
 
 // suspicion is one report that a peer did not deliver some blocks.
@@ -163,6 +158,7 @@ func (en *entry) hold(p peerNum, slots covey.Bitmap, now stamp) {
 	if slots == 0 {
 		return
 	}
+	en.wake()
 	if h := en.holderOf(p); h != nil {
 		h.have |= slots
 		h.missing &^= slots
@@ -218,14 +214,15 @@ func (en *entry) confirm(p peerNum, have covey.Bitmap) {
 
 // doubt records that reporter could not get slots from p. From the second
 // reporter on, p is not handed out for them for a while, or until it announces
-// them again.
-func (en *entry) doubt(p, reporter peerNum, slots covey.Bitmap, now stamp) {
+// them again. It reports whether p is handed out still, so that the home may look
+// for itself.
+func (en *entry) doubt(p, reporter peerNum, slots covey.Bitmap, now stamp) bool {
 	h := en.holderOf(p)
 	if h == nil {
-		return
+		return false
 	}
 	if slots &= h.have; slots == 0 {
-		return
+		return false
 	}
 	var confirmed covey.Bitmap
 	for _, s := range en.suspect {
@@ -247,28 +244,19 @@ func (en *entry) doubt(p, reporter peerNum, slots covey.Bitmap, now stamp) {
 		h.demoted |= confirmed
 		h.demotedAt = now
 	}
-}
-
-// leaseOf returns the lease of a slot, or nil.
-func (en *entry) leaseOf(slot int) *lease {
-	for i := range en.leases {
-		if int(en.leases[i].slot) == slot {
-			return &en.leases[i]
-		}
-	}
-	return nil
-}
-
-// endLease ends the lease of a slot if the peer has it, whatever its ID.
-func (en *entry) endLease(slot int, by peerNum) {
-	en.leases = slices.DeleteFunc(en.leases, func(l lease) bool {
-		return int(l.slot) == slot && l.peer == by
-	})
+	return slots&^h.demoted != 0
 }
 
 // expire forgets leases and holders whose time is over.
 func (en *entry) expire(now stamp, clock time.Time) {
+	before := len(en.leases)
 	en.leases = slices.DeleteFunc(en.leases, func(l lease) bool { return !clock.Before(l.expires) })
+	if len(en.leases) != before {
+		en.wake()
+	}
+	en.crowds = slices.DeleteFunc(en.crowds, func(c *crowd) bool {
+		return now.since(c.touched) > crowdLife && en.leaseOf(int(c.slot)) == nil
+	})
 	en.holders = slices.DeleteFunc(en.holders, func(h holder) bool { return now.since(h.seen) > holdLife })
 }
 

@@ -30,29 +30,46 @@ const (
 )
 
 // want is a home's side of a question. The asker was authenticated, or named by
-// the home that handed the question over.
+// the home that handed the question over, or names itself after a redirect.
 //
 // Only the first home grants, as long as it can be reached: any other answers
-// what it knows, and hands over a question that needs a grant. While members
-// disagree on who is first (a table that is being spread, a partition) or the
-// first is out of reach, each side grants by itself, so that a block may be
-// read from the origin once for each side.
+// what it knows, and hands over a question that needs a grant. A peer that is no
+// home by its own table names the one that is. While members disagree on who is
+// first (a table that is being spread, a partition) or the first is out of reach,
+// each side grants by itself, so that a block may be read from the origin once
+// for each side.
 func (d *Directory) want(ctx context.Context, asker covey.PeerID, w Want, handedOver bool) Plan {
 	r := d.view()
 	homes := r.homes(w.Extent)
 	rank := slices.Index(homes, d.self)
 	if rank != 0 && !handedOver {
-		plan, open := d.table.answer(question{asker: asker, want: w, ring: r})
-		if open == 0 {
-			return d.answered(plan)
+		v := d.table.answer(question{asker: asker, want: w, ring: r})
+		d.look(w.Extent, v.doubted)
+		if v.open == 0 {
+			return d.held(ctx, question{asker: asker, want: w, ring: r}, v)
+		}
+		if rank < 0 && asker != d.self {
+			return d.answered(redirect(v, homes[0]))
 		}
 		if plan, ok := d.handOver(ctx, homes, asker, w); ok {
 			return plan
 		}
 	}
 	d.sync(ctx, w.Extent, r, homes)
-	plan, _ := d.table.answer(question{asker: asker, want: w, ring: r, grant: true})
-	return d.answered(plan)
+	q := question{asker: asker, want: w, ring: r, grant: true}
+	v := d.table.answer(q)
+	d.look(w.Extent, v.doubted)
+	return d.held(ctx, q, v)
+}
+
+// redirect completes a plan of which slots are open.
+func redirect(v verdict, home covey.PeerID) Plan {
+	p := v.plan
+	for slot := range v.open.Slots() {
+		p.Blocks = append(p.Blocks, BlockPlan{Slot: slot, State: Redirect, Peers: []covey.PeerID{home}})
+	}
+	slices.SortFunc(p.Blocks, func(a, b BlockPlan) int { return a.Slot - b.Slot })
+	return p
 }
 
 // answered signs a plan and counts it.

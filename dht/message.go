@@ -29,7 +29,9 @@ const (
 )
 
 func wantRequest(w Want, asker covey.PeerID) *wire.Request {
-	m := &wire.Want{Extent: w.Extent[:], Count: uint32(w.Count), Need: uint64(w.Need), Prefetch: w.Prefetch, Asker: []byte(asker)}
+	m := &wire.Want{Extent: w.Extent[:], Count: uint32(w.Count), Need: uint64(w.Need), Prefetch: w.Prefetch, Asker: []byte(asker),
+		Spare: uint64(w.Spare), HoldMs: millis(w.Hold), Got: uint64(w.Got), Digests: joinDigests(w.Digests),
+		FirstByteMs: millis(w.FirstByte), Bucket: w.Bucket, ThrottledMs: millis(w.Throttled)}
 	for _, id := range w.Failed[:min(len(w.Failed), maxFailed)] {
 		m.Failed = append(m.Failed, []byte(id))
 	}
@@ -44,6 +46,11 @@ func wantFrom(m *wire.Want) (w Want, asker covey.PeerID, err error) {
 		return w, "", invalid("want of %d blocks with %d failed peers", m.GetCount(), len(m.GetFailed()))
 	}
 	w.Count, w.Need, w.Prefetch = int(m.GetCount()), covey.Bitmap(m.GetNeed()), m.GetPrefetch()
+	w.Spare, w.Got, w.Bucket = covey.Bitmap(m.GetSpare()), covey.Bitmap(m.GetGot()), m.GetBucket()
+	w.Hold, w.FirstByte, w.Throttled = fromMillis(m.GetHoldMs()), fromMillis(m.GetFirstByteMs()), fromMillis(m.GetThrottledMs())
+	if w.Digests, err = splitDigests(m.GetDigests(), w.Got); err != nil {
+		return w, "", err
+	}
 	for _, b := range m.GetFailed() {
 		id, err := peerFrom(b)
 		if err != nil {
@@ -61,8 +68,11 @@ func wantFrom(m *wire.Want) (w Want, asker covey.PeerID, err error) {
 
 // validate reports what makes a question meaningless, wrapping ErrInvalid.
 func (w Want) validate() error {
-	if w.Count < 1 || w.Count > covey.MaxExtentBlocks || w.Need&^covey.FirstBits(w.Count) != 0 {
-		return invalid("want of slots %#x of %d", uint64(w.Need), w.Count)
+	if w.Count < 1 || w.Count > covey.MaxExtentBlocks || (w.Need|w.Spare)&^covey.FirstBits(w.Count) != 0 {
+		return invalid("want of slots %#x of %d", uint64(w.Need|w.Spare), w.Count)
+	}
+	if w.Got&^w.Need != 0 || w.Got.Len() != len(w.Digests) {
+		return invalid("want of slots %#x with %d digests of %#x", uint64(w.Need), len(w.Digests), uint64(w.Got))
 	}
 	return nil
 }
@@ -73,7 +83,7 @@ func planReply(p Plan) *wire.Reply {
 	for i := range p.Blocks {
 		b := &p.Blocks[i]
 		o := &wire.Block{Slot: uint32(b.Slot), State: wire.State(b.State), Lease: b.Lease,
-			TtlMs: millis(b.TTL), AfterMs: millis(b.After)}
+			TtlMs: millis(b.TTL), AfterMs: millis(b.After), Moving: b.Moving}
 		if !b.Digest.IsZero() {
 			o.Digest = b.Digest[:]
 		}
@@ -114,7 +124,7 @@ func planFrom(m *wire.Plan, w Want, asker covey.PeerID) (Plan, error) {
 		if err != nil {
 			return Plan{}, err
 		}
-		if b.Slot >= w.Count || told.Has(b.Slot) || b.State != Held && !w.Need.Has(b.Slot) {
+		if !w.allows(&b) || told.Has(b.Slot) {
 			return Plan{}, invalid("plan with an uncalled-for slot %d", b.Slot)
 		}
 		told = told.With(b.Slot)
@@ -127,12 +137,27 @@ func planFrom(m *wire.Plan, w Want, asker covey.PeerID) (Plan, error) {
 	return p, nil
 }
 
+// allows reports whether a plan may say this of this slot: without holders only
+// of what the asker has, without being asked only who holds it, or a grant of a
+// spare slot.
+func (w Want) allows(b *BlockPlan) bool {
+	switch {
+	case b.Slot >= w.Count:
+		return false
+	case b.State == Held:
+		return len(b.Peers) > 0 || w.Got.Has(b.Slot)
+	case b.State == Granted && w.Spare.Has(b.Slot):
+		return true
+	}
+	return w.Need.Has(b.Slot)
+}
+
 func blockFrom(o *wire.Block, peers []covey.PeerID, asker covey.PeerID) (BlockPlan, error) {
 	if o.GetSlot() >= covey.MaxExtentBlocks || len(o.GetPeers()) > maxHandedOut {
 		return BlockPlan{}, invalid("plan of slot %d with %d peers", o.GetSlot(), len(o.GetPeers()))
 	}
 	b := BlockPlan{Slot: int(o.GetSlot()), State: State(o.GetState()), Lease: o.GetLease(),
-		TTL: fromMillis(o.GetTtlMs()), After: fromMillis(o.GetAfterMs())}
+		TTL: fromMillis(o.GetTtlMs()), After: fromMillis(o.GetAfterMs()), Moving: o.GetMoving()}
 	for _, n := range o.GetPeers() {
 		if int64(n) >= int64(len(peers)) {
 			return BlockPlan{}, invalid("plan with peer %d of %d", n, len(peers))
@@ -150,10 +175,10 @@ func blockFrom(o *wire.Block, peers []covey.PeerID, asker covey.PeerID) (BlockPl
 	ok := false
 	switch b.State {
 	case Held:
-		ok = len(b.Peers) > 0 && !b.Digest.IsZero()
-	case Fetching:
+		ok = !b.Digest.IsZero()
+	case Fetching, Redirect:
 		ok = len(b.Peers) == 1
-	case Granted, Wait:
+	case Granted, Wait, Throttled:
 		ok = true
 	}
 	if !ok {
@@ -163,7 +188,7 @@ func blockFrom(o *wire.Block, peers []covey.PeerID, asker covey.PeerID) (BlockPl
 }
 
 func doneRequest(o Outcome) *wire.Request {
-	m := &wire.Done{Extent: o.Extent[:], Slot: uint32(o.Slot), Lease: o.Lease}
+	m := &wire.Done{Extent: o.Extent[:], Slot: uint32(o.Slot), Lease: o.Lease, Bucket: o.Bucket}
 	if o.Err == nil && !o.Digest.IsZero() {
 		m.Digest = o.Digest[:]
 	} else {
@@ -179,25 +204,35 @@ func doneFrom(m *wire.Done) (o Outcome, err error) {
 	if m.GetSlot() >= covey.MaxExtentBlocks {
 		return o, invalid("done of slot %d", m.GetSlot())
 	}
-	o.Slot, o.Lease = int(m.GetSlot()), m.GetLease()
+	o.Slot, o.Lease, o.Bucket = int(m.GetSlot()), m.GetLease(), m.GetBucket()
 	if len(m.GetDigest()) > 0 {
 		o.Digest, err = digestFrom(m.GetDigest())
+		return o, err
 	}
-	return o, err
+	o.Err = covey.ErrUnavailable
+	for _, k := range failures {
+		if k.name == m.GetFailure() {
+			o.Err = k.err
+		}
+	}
+	return o, nil
 }
 
-// failureOf names an error for the home. Today every failure has the same
-// effect: the next asker gets the grant.
+// failures are the names that errors have in messages; every other is IO.
+var failures = [...]struct {
+	err  error
+	name wire.Failure
+}{
+	{covey.ErrNotFound, wire.Failure_NOT_FOUND},
+	{covey.ErrStale, wire.Failure_CHANGED},
+	{covey.ErrThrottled, wire.Failure_FAILURE_THROTTLED},
+	{covey.ErrDenied, wire.Failure_DENIED},
+}
+
+// failureOf names an error for the home. After every failure the next asker gets
+// the grant; one for throttling slows the grants of the bucket down besides.
 func failureOf(err error) wire.Failure {
-	for _, k := range [...]struct {
-		err  error
-		name wire.Failure
-	}{
-		{covey.ErrNotFound, wire.Failure_NOT_FOUND},
-		{covey.ErrStale, wire.Failure_CHANGED},
-		{covey.ErrThrottled, wire.Failure_THROTTLED},
-		{covey.ErrDenied, wire.Failure_DENIED},
-	} {
+	for _, k := range failures {
 		if errors.Is(err, k.err) {
 			return k.name
 		}
@@ -219,12 +254,12 @@ func haveFrom(m *wire.ExtentHave) (h Have, whole bool, err error) {
 }
 
 func knownReply(k known) *wire.Reply {
-	m := &wire.Known{Pinned: uint64(k.pinned), Digests: joinDigests(k.digests)}
+	m := &wire.Known{Pinned: uint64(k.pinned), Digests: joinDigests(k.digests), Own: k.own}
 	for _, h := range k.holders {
 		m.Holders = append(m.Holders, &wire.Holder{Peer: []byte(h.peer), Have: uint64(h.have)})
 	}
 	for _, l := range k.leases {
-		m.Leases = append(m.Leases, &wire.Lease{Slot: uint32(l.slot), Peer: []byte(l.peer), TtlMs: millis(l.ttl)})
+		m.Leases = append(m.Leases, &wire.Lease{Slot: uint32(l.slot), Peer: []byte(l.peer), Lease: l.id, TtlMs: millis(l.ttl)})
 	}
 	return &wire.Reply{Body: &wire.Reply_Known{Known: m}}
 }
@@ -233,7 +268,7 @@ func knownFrom(m *wire.Known) (k known, err error) {
 	if len(m.GetHolders()) > maxKnownHolders || len(m.GetLeases()) > covey.MaxExtentBlocks {
 		return k, invalid("answer with %d holders and %d leases", len(m.GetHolders()), len(m.GetLeases()))
 	}
-	k.pinned = covey.Bitmap(m.GetPinned())
+	k.pinned, k.own = covey.Bitmap(m.GetPinned()), m.GetOwn()
 	if k.digests, err = splitDigests(m.GetDigests(), k.pinned); err != nil {
 		return known{}, err
 	}
@@ -252,7 +287,7 @@ func knownFrom(m *wire.Known) (k known, err error) {
 		if l.GetSlot() >= covey.MaxExtentBlocks {
 			return known{}, invalid("lease of slot %d", l.GetSlot())
 		}
-		k.leases = append(k.leases, knownLease{slot: int(l.GetSlot()), peer: id, ttl: fromMillis(l.GetTtlMs())})
+		k.leases = append(k.leases, knownLease{slot: int(l.GetSlot()), peer: id, id: l.GetLease(), ttl: fromMillis(l.GetTtlMs())})
 	}
 	return k, nil
 }

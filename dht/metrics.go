@@ -15,6 +15,8 @@ type metrics struct {
 	syncs     *prometheus.CounterVec
 	resolves  *prometheus.CounterVec
 	dropped   prometheus.Counter
+	held      prometheus.Counter
+	looks     *prometheus.CounterVec
 }
 
 // newMetrics makes the metrics and registers them where reg is not nil. A
@@ -35,6 +37,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		resolves: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "covey_directory_resolves_total", Help: "Questions this peer asked, by who answered."},
 			[]string{"by"})),
+		held: register(reg, prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "covey_directory_held_total", Help: "Questions this home kept until it could say more than to wait."})),
+		looks: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "covey_directory_looks_total", Help: "Peers this home looked at because an asker could not get blocks from them, by what it found."},
+			[]string{"result"})),
 		dropped: register(reg, prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "covey_directory_announce_dropped_total", Help: "Extents whose announcement was left to the next full refresh."})),
 	}

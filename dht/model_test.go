@@ -26,6 +26,7 @@ type herd struct {
 	needless int           // of them while a peer in reach held the block or was reading it
 	reading  map[covey.PeerID]map[place]bool
 	failing  float64 // share of granted reads that fail
+	crawling float64 // share that take three seconds
 }
 
 type place struct {
@@ -44,12 +45,13 @@ func truth(p place) covey.Digest { return testDigest(fmt.Sprintf("%x/%d", p.e, p
 // or a minute was not enough.
 func (h *herd) read(ctx context.Context, n *node, p place) error {
 	deadline := time.Now().Add(time.Minute)
-	var failed []covey.PeerID
+	one := covey.Bitmap(0).With(p.slot)
+	w := Want{Extent: p.e, Count: h.blocks, Need: one}
 	for time.Now().Before(deadline) {
 		if ctx.Err() != nil || n.has(p.e, p.slot) {
 			return ctx.Err()
 		}
-		plan, err := n.dir().Resolve(ctx, Want{Extent: p.e, Count: h.blocks, Need: covey.Bitmap(0).With(p.slot), Failed: failed})
+		plan, err := n.dir().Resolve(ctx, w)
 		if err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -60,8 +62,9 @@ func (h *herd) read(ctx context.Context, n *node, p place) error {
 			h.mu.Lock()
 			h.override++
 			h.mu.Unlock()
-			return h.origin(ctx, n, p)
+			return h.origin(ctx, n, p, nil)
 		}
+		w.Home, w.Hold = "", 0
 		b := plan.Blocks[slices.IndexFunc(plan.Blocks, func(b BlockPlan) bool { return b.Slot == p.slot })]
 		switch b.State {
 		case Granted:
@@ -70,14 +73,32 @@ func (h *herd) read(ctx context.Context, n *node, p place) error {
 			if b.Digest != truth(p) {
 				return fmt.Errorf("home %s pinned a wrong digest", plan.Home)
 			}
-			if from := h.copyFrom(ctx, b.Peers, p); from {
-				n.put(p.e, truth(p), covey.Bitmap(0).With(p.slot))
+			if w.Got != 0 || h.copyFrom(ctx, b.Peers, p) {
+				n.put(p.e, truth(p), one)
 				return nil
 			}
-			failed = b.Peers
+			w.Failed = b.Peers
 		case Fetching:
-			if !h.follow(ctx, b.Peers[0], p) {
-				failed = b.Peers
+			h.mark(n.id, p, true)
+			got := h.follow(ctx, b.Peers[0], p)
+			h.mark(n.id, p, false)
+			switch {
+			case !got:
+				w.Failed = b.Peers
+			case !b.Digest.IsZero():
+				n.put(p.e, truth(p), one)
+				return nil
+			default: // a rumour, until the home knows
+				w.Got, w.Digests = one, []covey.Digest{truth(p)}
+			}
+		case Wait:
+			w.Home, w.Hold = plan.Home, time.Second
+			if err := sleep(ctx, 5*time.Millisecond); err != nil {
+				return err
+			}
+		case Throttled:
+			if err := sleep(ctx, b.After); err != nil {
+				return err
 			}
 		}
 	}
@@ -90,8 +111,11 @@ func (h *herd) granted(ctx context.Context, n *node, p place, home covey.PeerID,
 	o := Outcome{Extent: p.e, Slot: p.slot, Lease: b.Lease, Digest: truth(p)}
 	if h.chance() < h.failing {
 		o.Err = covey.ErrThrottled
-	} else if err := h.origin(ctx, n, p); err != nil {
-		return err
+	} else {
+		x := &Reading{Extent: p.e, Slot: p.slot, Lease: b.Lease, Home: home, TTL: b.TTL, New: true}
+		if err := h.origin(ctx, n, p, x); err != nil {
+			return err
+		}
 	}
 	err := n.dir().Done(ctx, home, o)
 	if o.Err != nil {
@@ -101,7 +125,8 @@ func (h *herd) granted(ctx context.Context, n *node, p place, home covey.PeerID,
 	return nil
 }
 
-func (h *herd) origin(ctx context.Context, n *node, p place) error {
+// origin reads a block from the origin. With a lease it reports as it goes.
+func (h *herd) origin(ctx context.Context, n *node, p place, x *Reading) error {
 	if h.inReach(n, p) {
 		h.mu.Lock()
 		h.needless++
@@ -110,11 +135,37 @@ func (h *herd) origin(ctx context.Context, n *node, p place) error {
 	h.mu.Lock()
 	h.reads[p]++
 	h.mu.Unlock()
-	if err := sleep(ctx, 20*time.Millisecond+time.Duration(h.chance()*float64(180*time.Millisecond))); err != nil {
+	took := 20*time.Millisecond + time.Duration(h.chance()*float64(180*time.Millisecond))
+	if h.chance() < h.crawling {
+		took = 3 * time.Second // past every lease that is not renewed
+	}
+	if err := h.passes(ctx, n, x, took); err != nil {
 		return err
 	}
 	n.put(p.e, truth(p), covey.Bitmap(0).With(p.slot))
 	return nil
+}
+
+// passes lets the time of a read pass, with its reports.
+func (h *herd) passes(ctx context.Context, n *node, x *Reading, took time.Duration) error {
+	if x == nil {
+		return sleep(ctx, took)
+	}
+	reports, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	wg.Go(func() {
+		for reports.Err() == nil {
+			_ = n.dir().Progress(reports, []Reading{*x}) // a home that is down learns later
+			x.New = false
+			x.Bytes += leaseStep
+			if sleep(reports, ProgressEvery) != nil {
+				return
+			}
+		}
+	})
+	return sleep(ctx, took)
 }
 
 // inReach reports whether another peer that answers has the block or reads it.

@@ -33,6 +33,9 @@ const (
 // home itself and knows a holder or a reader of everything needed, nobody is
 // asked.
 //
+// With Want.Home and Want.Hold that home alone is asked first, and may take
+// that long.
+//
 // When no home answers within 1.5 s: the DHT's providers as Held without a
 // digest and with no home, else an error that wraps ErrUnavailable. A question
 // that makes no sense is ErrInvalid.
@@ -44,14 +47,22 @@ func (d *Directory) Resolve(ctx context.Context, w Want) (Plan, error) {
 	r := d.view()
 	homes := r.homes(w.Extent)
 	if slices.Contains(homes, d.self) {
-		if plan, open := d.table.answer(question{asker: d.self, want: w, ring: r}); open == 0 {
-			return d.resolved("self", d.answered(plan)), nil
+		q := question{asker: d.self, want: w, ring: r}
+		if v := d.table.answer(q); v.open == 0 {
+			d.look(w.Extent, v.doubted)
+			return d.resolved("self", d.held(ctx, q, v)), nil
 		}
 	}
 	if homes[0] == d.self {
 		return d.resolved("self", d.want(ctx, d.self, w, false)), nil
 	}
+	if plan, ok := d.again(ctx, w); ok {
+		return d.resolved("home", plan), nil
+	}
 	plan, err := d.race(ctx, w, d.order(homes))
+	if err == nil {
+		plan, err = d.redirected(ctx, w, plan)
+	}
 	if err == nil {
 		return d.resolved("home", plan), nil
 	}

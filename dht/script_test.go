@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,8 +26,13 @@ import (
 //	silence NAME / speak NAME     a peer that takes calls and does not answer
 //	members NAME... [on=(NAME,…)] the member table, on all peers or some
 //	homes e=N                     the homes by the first running peer's table
-//	want e=N by=NAME slots=LIST [count=N] [failed=(NAME,…)]
-//	done e=N by=NAME slot=N (digest=WORD | err)
+//	want e=N by=NAME slots=LIST [count=N] [failed=(NAME,…)] [spare=LIST]
+//	     [got=WORD] [first-byte=DURATION] [bucket=N] [throttled=DURATION]
+//	     [hold=NAME]             the question, with got for all its slots; with
+//	                             hold it is put to that home in the background
+//	answers                      what questions in the background have got, and when
+//	done e=N by=NAME slot=N (digest=WORD | err | throttled) [bucket=N]
+//	progress e=N by=NAME slot=N bytes=N [new]
 //	put / drop e=N by=NAME slots=LIST [digest=WORD] [quietly]
 //	lookup e=N by=NAME slot=N
 //	advance DURATION
@@ -36,7 +42,7 @@ import (
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/scripts", func(t *testing.T, path string) {
 		synctest.Test(t, func(t *testing.T) {
-			s := &script{c: newCluster(t, 1), leases: map[string]BlockPlan{}, homes: map[string]covey.PeerID{}}
+			s := &script{c: newCluster(t, 1), leases: map[string]BlockPlan{}, homes: map[string]covey.PeerID{}, begun: time.Now()}
 			datadriven.RunTest(t, path, s.run)
 			s.c.close()
 		})
@@ -48,6 +54,10 @@ type script struct {
 	// leases and homes remember who was granted what, and by whom.
 	leases map[string]BlockPlan
 	homes  map[string]covey.PeerID
+	// begun is when the script began, and came what held questions were answered.
+	begun time.Time
+	mu    sync.Mutex
+	came  []string
 }
 
 func (s *script) run(t *testing.T, td *datadriven.TestData) string {
@@ -70,14 +80,22 @@ func (s *script) run(t *testing.T, td *datadriven.TestData) string {
 		fmt.Fprintln(&out, s.c.running()[0].d.Homes(s.extent(t, td)))
 	case "want":
 		s.want(t, td, &out)
+	case "answers":
+		synctest.Wait()
+		s.mu.Lock()
+		out.WriteString(strings.Join(s.came, ""))
+		s.came = nil
+		s.mu.Unlock()
+	case "progress":
+		s.progress(t, td, &out)
 	case "done":
 		s.done(t, td, &out)
 	case "put", "drop":
 		n, e := s.by(t, td), s.extent(t, td)
 		if td.Cmd == "drop" {
-			n.drop(e, slotsArg(t, td), td.HasArg("quietly"))
+			n.drop(e, slotsArg(t, td, "slots"), td.HasArg("quietly"))
 		} else {
-			n.put(e, digestArg(td), slotsArg(t, td))
+			n.put(e, digestArg(td), slotsArg(t, td, "slots"))
 		}
 	case "lookup":
 		s.lookup(t, td, &out)
@@ -132,17 +150,49 @@ func (s *script) members(td *datadriven.TestData) {
 
 func (s *script) want(t *testing.T, td *datadriven.TestData, out *strings.Builder) {
 	n, e := s.by(t, td), s.extent(t, td)
-	w := Want{Extent: e, Count: 64, Need: slotsArg(t, td)}
+	w := Want{Extent: e, Count: 64, Need: slotsArg(t, td, "slots"), Spare: slotsArg(t, td, "spare")}
 	for _, a := range td.CmdArgs {
+		v := ""
+		if len(a.Vals) > 0 {
+			v = a.Vals[0]
+		}
 		switch a.Key {
 		case "failed":
 			for _, v := range a.Vals {
 				w.Failed = append(w.Failed, covey.PeerID(v))
 			}
 		case "count":
-			w.Count, _ = strconv.Atoi(a.Vals[0])
+			w.Count, _ = strconv.Atoi(v)
+		case "got":
+			w.Got = w.Need
+			for range w.Need.Slots() {
+				w.Digests = append(w.Digests, testDigest(v))
+			}
+		case "first-byte":
+			w.FirstByte, _ = time.ParseDuration(v)
+		case "throttled":
+			w.Throttled, _ = time.ParseDuration(v)
+		case "bucket":
+			w.Bucket, _ = strconv.ParseUint(v, 10, 64)
+		case "hold":
+			w.Home, w.Hold = covey.PeerID(v), time.Second
 		}
 	}
+	if w.Hold == 0 {
+		s.ask(n, w, out)
+		return
+	}
+	go func() {
+		var out strings.Builder
+		s.ask(n, w, &out)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.came = append(s.came, fmt.Sprintf("%s at %v: %s", n.id, time.Since(s.begun), out.String()))
+	}()
+	synctest.Wait()
+}
+
+func (s *script) ask(n *node, w Want, out *strings.Builder) {
 	began := time.Now()
 	p, err := n.d.Resolve(context.Background(), w)
 	if err != nil {
@@ -150,24 +200,46 @@ func (s *script) want(t *testing.T, td *datadriven.TestData, out *strings.Builde
 		return
 	}
 	fmt.Fprintf(out, "home=%s", p.Home)
-	if took := time.Since(began); took > 0 {
+	if took := time.Since(began); took > 0 && w.Hold == 0 {
 		fmt.Fprintf(out, " after %v", took)
 	}
 	fmt.Fprintln(out)
 	for _, b := range p.Blocks {
-		slices.Sort(b.Peers)
-		fmt.Fprintf(out, "%d %s", b.Slot, b.State)
-		if len(b.Peers) > 0 {
-			fmt.Fprintf(out, " %s", b.Peers)
-		}
-		if !b.Digest.IsZero() {
-			fmt.Fprintf(out, " %s", digestName(b.Digest))
-		}
-		fmt.Fprintln(out)
-		if b.State == Granted {
-			k := leaseKey(e, n.id, b.Slot)
-			s.leases[k], s.homes[k] = b, p.Home
-		}
+		s.block(n, w, p.Home, b, out)
+	}
+}
+
+func (s *script) block(n *node, w Want, home covey.PeerID, b BlockPlan, out *strings.Builder) {
+	slices.Sort(b.Peers)
+	fmt.Fprintf(out, "%d %s", b.Slot, b.State)
+	if len(b.Peers) > 0 {
+		fmt.Fprintf(out, " %s", b.Peers)
+	}
+	if !b.Digest.IsZero() {
+		fmt.Fprintf(out, " %s", digestName(b.Digest))
+	}
+	if w.FirstByte > 0 && b.State == Granted {
+		fmt.Fprintf(out, " for %v", b.TTL)
+	}
+	if (b.State == Fetching || b.State == Wait) && !b.Moving {
+		fmt.Fprint(out, " still")
+	}
+	fmt.Fprintln(out)
+	if b.State == Granted {
+		k := leaseKey(w.Extent, n.id, b.Slot)
+		s.leases[k], s.homes[k] = b, home
+	}
+}
+
+func (s *script) progress(t *testing.T, td *datadriven.TestData, out *strings.Builder) {
+	n, e := s.by(t, td), s.extent(t, td)
+	x := Reading{Extent: e, New: td.HasArg("new")}
+	td.ScanArgs(t, "slot", &x.Slot)
+	td.ScanArgs(t, "bytes", &x.Bytes)
+	k := leaseKey(e, n.id, x.Slot)
+	x.Lease, x.TTL, x.Home = s.leases[k].Lease, s.leases[k].TTL, s.homes[k]
+	if err := n.d.Progress(context.Background(), []Reading{x}); err != nil {
+		fmt.Fprintln(out, "error:", err)
 	}
 }
 
@@ -177,9 +249,13 @@ func (s *script) done(t *testing.T, td *datadriven.TestData, out *strings.Builde
 	td.ScanArgs(t, "slot", &slot)
 	k := leaseKey(e, n.id, slot)
 	o := Outcome{Extent: e, Slot: slot, Lease: s.leases[k].Lease, Digest: digestArg(td)}
-	if td.HasArg("err") {
+	td.MaybeScanArgs(t, "bucket", &o.Bucket)
+	switch {
+	case td.HasArg("err"):
 		o.Err = covey.ErrNotFound
-	} else {
+	case td.HasArg("throttled"):
+		o.Err = covey.ErrThrottled
+	default:
 		defer n.put(e, o.Digest, covey.Bitmap(0).With(slot))
 	}
 	if err := n.d.Done(context.Background(), s.homes[k], o); err != nil {
@@ -226,10 +302,10 @@ func (s *script) extent(t *testing.T, td *datadriven.TestData) covey.ExtentID {
 }
 
 // slotsArg reads slots=3, slots=0-5 or slots=(0,7).
-func slotsArg(t *testing.T, td *datadriven.TestData) covey.Bitmap {
+func slotsArg(t *testing.T, td *datadriven.TestData, key string) covey.Bitmap {
 	var b covey.Bitmap
 	for _, a := range td.CmdArgs {
-		if a.Key != "slots" {
+		if a.Key != key {
 			continue
 		}
 		for _, v := range a.Vals {
@@ -256,7 +332,7 @@ func digestArg(td *datadriven.TestData) covey.Digest {
 			return testDigest(a.Vals[0])
 		}
 	}
-	if td.Cmd == "done" && td.HasArg("err") {
+	if td.Cmd == "done" && (td.HasArg("err") || td.HasArg("throttled")) {
 		return covey.Digest{}
 	}
 	return testDigest("x")

@@ -13,7 +13,8 @@ import (
 // it is the only peer that the message can announce as a holder. Whatever the
 // bytes are, there is an answer, at worst one that says that they are invalid;
 // it is nil only when an answer could not be encoded. Serve may ask other homes,
-// and wait up to a second for each that says nothing.
+// and wait up to a second for each that says nothing; a question that allows it
+// is kept for up to a second.
 func (d *Directory) Serve(ctx context.Context, from covey.PeerID, request []byte) (reply []byte) {
 	answer := d.serve(ctx, from, request)
 	answer.Version, answer.Incarnation = wire.Version, d.incarnation
@@ -45,6 +46,8 @@ func (d *Directory) serve(ctx context.Context, from covey.PeerID, request []byte
 		err = d.serveDone(from, body.Done)
 	case *wire.Request_Have:
 		err = d.serveHave(from, body.Have)
+	case *wire.Request_Progress:
+		err = d.serveProgress(from, body.Progress)
 	case *wire.Request_Ask:
 		answer, err = d.serveAsk(body.Ask)
 	default:
@@ -103,7 +106,9 @@ func (d *Directory) serveAsk(m *wire.Ask) (*wire.Reply, error) {
 		return nil, err
 	}
 	d.learnOwn(e, d.view())
-	return knownReply(d.table.tell(e)), nil
+	k := d.table.tell(e)
+	k.own = d.own != nil
+	return knownReply(k), nil
 }
 
 // call sends a request and returns the reply of a home that understood it.

@@ -1,7 +1,7 @@
 package dht
 
 import (
-	"math/rand/v2"
+	"errors"
 	"sync"
 	"time"
 
@@ -40,6 +40,7 @@ type table struct {
 	peers    peerTable
 	m        *metrics
 	conflict func(from covey.PeerID, e covey.ExtentID, slot int)
+	pacer    pacer
 	shards   [tableShards]shard
 }
 
@@ -98,153 +99,10 @@ func (t *table) evict(sh *shard, r *ring) {
 		}
 	}
 	if worst != nil {
+		worst.wake()
 		delete(sh.entries, victim)
 		t.m.entries.Dec()
 	}
-}
-
-// question is a Want as the table sees it.
-type question struct {
-	asker covey.PeerID
-	want  Want
-	ring  *ring
-	// grant lets the table hand out leases; otherwise it only says what it knows.
-	grant bool
-}
-
-// answer makes the plan of a question. open are the slots needed that have no
-// answer without a grant; it is 0 when grants were allowed.
-func (t *table) answer(q question) (plan Plan, open covey.Bitmap) {
-	now := time.Now()
-	at := t.stamp(now)
-	sh := t.shard(q.want.Extent)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	en := sh.entries[q.want.Extent]
-	if en == nil {
-		if !q.grant {
-			return Plan{}, q.want.Need
-		}
-		en = t.entry(sh, q.want.Extent, q.ring, at)
-	}
-	en.touched = at
-	en.expire(at, now)
-	t.takeReports(en, q, at)
-	c := t.candidates(en, q, at)
-	for slot := range covey.FirstBits(q.want.Count).Slots() {
-		b := BlockPlan{Slot: slot, State: Held, Peers: c.pick(slot), Digest: en.digest(slot)}
-		needed := q.want.Need.Has(slot)
-		switch {
-		case len(b.Peers) > 0:
-		case !needed:
-			continue
-		default:
-			if b = t.lead(en, slot, q, now); b.State == 0 {
-				open = open.With(slot)
-				continue
-			}
-		}
-		plan.Blocks = append(plan.Blocks, b)
-	}
-	return plan, open
-}
-
-// takeReports notes what the question itself tells: who failed the asker, and
-// that the asker does not have what it asks for.
-func (t *table) takeReports(en *entry, q question, at stamp) {
-	asker, known := t.peers.lookup(q.asker)
-	if !known {
-		if len(q.want.Failed) == 0 {
-			return
-		}
-		asker = t.peers.number(q.asker, q.ring)
-	}
-	for _, id := range q.want.Failed {
-		if p, ok := t.peers.lookup(id); ok && p != asker {
-			en.doubt(p, asker, q.want.Need, at)
-		}
-	}
-	if h := en.holderOf(asker); h != nil && at.since(h.seen) >= freshHold {
-		en.unhold(asker, q.want.Need)
-	}
-}
-
-// lead decides about a slot that nobody can deliver: somebody is reading it, or
-// the asker is to. A zero State means that it would be granted and may not be.
-func (t *table) lead(en *entry, slot int, q question, now time.Time) BlockPlan {
-	if l := en.leaseOf(slot); l != nil {
-		reader := t.peers.at(l.peer)
-		if reader.id != q.asker && !reader.absent(q.ring) && !contains(q.want.Failed, reader.id) {
-			return BlockPlan{Slot: slot, State: Fetching, Peers: []covey.PeerID{reader.id}, TTL: l.expires.Sub(now)}
-		}
-	}
-	if !q.grant {
-		return BlockPlan{}
-	}
-	return t.grant(en, slot, t.peers.number(q.asker, q.ring), now)
-}
-
-// grant gives the slot's lease to the asker, whoever had it before.
-func (t *table) grant(en *entry, slot int, asker peerNum, now time.Time) BlockPlan {
-	l := en.leaseOf(slot)
-	if l == nil {
-		en.leases = append(en.leases, lease{slot: uint8(slot)})
-		l = &en.leases[len(en.leases)-1]
-	}
-	l.peer, l.id, l.expires = asker, rand.Uint64(), now.Add(t.leaseTTL)
-	return BlockPlan{Slot: slot, State: Granted, Lease: l.id, TTL: t.leaseTTL}
-}
-
-// candidates are the holders that an asker can be sent to.
-type candidates []candidate
-
-type candidate struct {
-	peer *numbered
-	have covey.Bitmap
-}
-
-func (t *table) candidates(en *entry, q question, at stamp) candidates {
-	peers := t.peers.all()
-	c := make(candidates, 0, len(en.holders))
-	for i := range en.holders {
-		h := &en.holders[i]
-		p := peers[h.peer]
-		if p.id != q.asker && !p.absent(q.ring) && !contains(q.want.Failed, p.id) {
-			c = append(c, candidate{peer: p, have: h.offers(at)})
-		}
-	}
-	return c
-}
-
-// pick returns up to four holders of a slot from a random place on, the less
-// used of the first two first.
-func (c candidates) pick(slot int) []covey.PeerID {
-	if len(c) == 0 {
-		return nil
-	}
-	var found [maxHandedOut]*numbered
-	n := 0
-	from := rand.IntN(len(c))
-	for i := range c {
-		if k := &c[(from+i)%len(c)]; k.have.Has(slot) {
-			found[n] = k.peer
-			if n++; n == len(found) {
-				break
-			}
-		}
-	}
-	if n == 0 {
-		return nil
-	}
-	if n > 1 && found[1].load.Load() < found[0].load.Load() {
-		found[0], found[1] = found[1], found[0]
-	}
-	found[0].load.Add(1)
-	ids := make([]covey.PeerID, n)
-	for i := range ids {
-		ids[i] = found[i].id
-	}
-	return ids
 }
 
 // done takes the end of a granted read. The digest makes the peer a holder at
@@ -257,6 +115,9 @@ func (t *table) done(from covey.PeerID, o Outcome, r *ring) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if o.Digest.IsZero() {
+		if errors.Is(o.Err, covey.ErrThrottled) {
+			t.pacer.throttled(o.Bucket, false, now)
+		}
 		if en := sh.entries[o.Extent]; en != nil {
 			if l := en.leaseOf(o.Slot); l != nil && l.id == o.Lease {
 				en.endLease(o.Slot, p)
@@ -316,6 +177,8 @@ type known struct {
 	digests []covey.Digest
 	holders []knownHolder
 	leases  []knownLease
+	// own says that who tells has looked into its own store.
+	own bool
 }
 
 type knownHolder struct {
@@ -326,6 +189,7 @@ type knownHolder struct {
 type knownLease struct {
 	slot int
 	peer covey.PeerID
+	id   uint64
 	ttl  time.Duration
 }
 
@@ -347,7 +211,7 @@ func (t *table) tell(e covey.ExtentID) known {
 		k.holders = append(k.holders, knownHolder{peer: peers[h.peer].id, have: h.have})
 	}
 	for _, l := range en.leases {
-		k.leases = append(k.leases, knownLease{slot: int(l.slot), peer: peers[l.peer].id, ttl: l.expires.Sub(now)})
+		k.leases = append(k.leases, knownLease{slot: int(l.slot), peer: peers[l.peer].id, id: l.id, ttl: l.expires.Sub(now)})
 	}
 	return k
 }
@@ -374,7 +238,8 @@ func (t *table) merge(en *entry, k known, r *ring, now time.Time) {
 			continue
 		}
 		ttl := min(l.ttl, t.leaseTTL)
-		en.leases = append(en.leases, lease{slot: uint8(l.slot), peer: t.peers.number(l.peer, r), id: rand.Uint64(), expires: now.Add(ttl)})
+		en.leases = append(en.leases, lease{slot: uint8(l.slot), peer: t.peers.number(l.peer, r), id: l.id,
+			ttl: max(ttl, minLeaseTTL), expires: now.Add(ttl), heard: now, marked: now})
 	}
 }
 
@@ -389,6 +254,7 @@ func (t *table) sweep() {
 		for e, en := range sh.entries {
 			en.expire(at, now)
 			if en.idle() && at.since(en.touched) > holdLife {
+				en.wake()
 				delete(sh.entries, e)
 				t.m.entries.Dec()
 			}

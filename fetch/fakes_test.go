@@ -243,6 +243,7 @@ type home struct {
 	asked   []dht.Want
 	done    []dht.Outcome
 	haves   []dht.Have
+	reads   []dht.Reading
 }
 
 type entry struct {
@@ -348,6 +349,13 @@ func (a asker) Done(ctx context.Context, _ covey.PeerID, o dht.Outcome) error {
 	if en.lease == o.Lease {
 		en.lease = 0
 	}
+	return nil
+}
+
+func (a asker) Progress(_ context.Context, reads []dht.Reading) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.reads = append(a.reads, reads...)
 	return nil
 }
 

@@ -33,6 +33,8 @@ type Store interface {
 type Directory interface {
 	Resolve(ctx context.Context, w dht.Want) (dht.Plan, error)
 	Done(ctx context.Context, home covey.PeerID, o dht.Outcome) error
+	// Progress reports the granted reads under way.
+	Progress(ctx context.Context, reads []dht.Reading) error
 	Announce(h dht.Have)
 }
 

@@ -36,15 +36,20 @@ type Fetcher struct {
 	announced announced
 
 	originTook, neighbourTook, firstByte latency
+	originFirst                          latency // to the first byte
 	neighbours                           *neighbours
 	hedges                               *hedges
+	scans                                scans
+	readings                             readings
+	volunteered                          atomic.Int32
 	// overrides has a place for each read that no home granted.
 	overrides chan struct{}
 	// full is the time, in nanoseconds since 1970, until which prefetch rests
 	// because the store had no room.
 	full atomic.Int64
 
-	stop context.CancelCauseFunc // of the root context
+	root context.Context         // parent of every flight's
+	stop context.CancelCauseFunc // of root
 	ran  atomic.Bool
 }
 
@@ -70,7 +75,11 @@ func New(o Options) *Fetcher {
 	}
 	f.neighbours = newNeighbours(o.Topology)
 	f.staging.onSpare = f.queue.nudge
+	f.scans.extents = newLRU[covey.ExtentID, scan](scanExtents)
+	f.readings = readings{wake: make(chan struct{}, 1), active: make(map[*reading]struct{})}
+	f.root = root
 	f.planner = newPlanner(root, o.Directory, f.table, o.Log)
+	f.planner.add, f.planner.taken = f.volunteer, f.taken
 	f.metrics = newMetrics(f, o.Registry)
 	return f
 }
@@ -82,6 +91,7 @@ func (f *Fetcher) Run(ctx context.Context) error {
 	if f.ran.Swap(true) {
 		return fmt.Errorf("fetch: Run called twice: %w", covey.ErrInvalid)
 	}
+	f.table.spawn(func() { f.reportProgress(f.root) })
 	f.prefetch(ctx)
 	f.table.stop()
 	f.stop(errStopped)

@@ -39,6 +39,9 @@ type Options struct {
 	// Overrides is how many reads from the origin that no home has granted may
 	// run at once; 0 means 8.
 	Overrides int
+	// Strict refuses every read from the origin that no home has granted: what no
+	// home grants and nobody sends until the deadline is ErrUnavailable.
+	Strict bool
 	// PrefetchQueue is how many blocks may wait to be prefetched; 0 means 1024.
 	PrefetchQueue int
 	// PrefetchFlights is how many blocks are prefetched at once; 0 means 32.

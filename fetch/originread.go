@@ -12,16 +12,28 @@ import (
 	"github.com/covey-cache/covey/dht"
 )
 
+// maxThrottles is how often one flight takes a new grant after the origin refused
+// the read for being one too many. Each has the origin's own retries behind it.
+const maxThrottles = 4
+
 // granted reads the block from the origin under a home's lease. From here on
-// the flight does not end with its callers.
-func (s *search) granted(a answer) (found, error) {
-	got := found{source: Origin, grant: &a}
+// the flight does not end with its callers. again says that the origin throttles
+// and the home is to be asked when to try again.
+func (s *search) granted(a answer) (got found, again bool, err error) {
+	got = found{source: Origin, grant: &a}
 	if !s.f.table.commit(s.fl) {
-		return got, s.gaveUp()
+		return got, false, s.gaveUp()
 	}
-	var err error
-	got.digest, err = s.readOrigin()
-	return got, err
+	x := s.f.readings.begin(s.fl.extent, &a)
+	got.digest, err = s.readOrigin(x)
+	s.f.readings.end(x)
+	if s.throttles++; !errors.Is(err, covey.ErrThrottled) || s.throttles >= maxThrottles || s.fl.ctx.Err() != nil {
+		return got, false, err
+	}
+	s.f.Throttled(s.fl.locator.Origin)
+	s.f.report(s.fl, &a, covey.Digest{}, err)
+	s.last, s.told = err.Error(), true
+	return found{}, true, nil
 }
 
 // overrideJitter spreads the reads of many peers that lost their home at the
@@ -42,6 +54,9 @@ func (s *search) override() (found, error) {
 // tryOverride is override if there is a place now. While there is none, the
 // mesh is the better bet.
 func (s *search) tryOverride() (got found, err error, ok bool) {
+	if s.f.opts.Strict {
+		return found{}, nil, false
+	}
 	select {
 	case s.f.overrides <- struct{}{}:
 	default:
@@ -63,7 +78,7 @@ func (s *search) overridden() (found, error) {
 	}
 	s.f.metrics.overrides.Add(1)
 	s.f.log.Debug("reading the origin without a grant", "block", s.fl.locator, "reason", s.last)
-	digest, err := s.readOrigin()
+	digest, err := s.readOrigin(nil)
 	if err != nil {
 		return found{}, err
 	}
@@ -77,10 +92,10 @@ func (s *search) overridden() (found, error) {
 
 // readOrigin reads the block's range into the buffer. Retries are the origin's
 // own; here only the flight's deadline ends it.
-func (s *search) readOrigin() (covey.Digest, error) {
+func (s *search) readOrigin(x *reading) (covey.Digest, error) {
 	s.rumour = nil
 	began := time.Now()
-	if err := s.readRange(); err != nil {
+	if err := s.readRange(x); err != nil {
 		if s.fl.ctx.Err() != nil {
 			err = fmt.Errorf("%w: %w", context.Cause(s.fl.ctx), err)
 			if !errors.Is(err, covey.ErrUnavailable) {
@@ -93,13 +108,14 @@ func (s *search) readOrigin() (covey.Digest, error) {
 	return covey.Sum(s.buf.data), nil
 }
 
-func (s *search) readRange() error {
+func (s *search) readRange(x *reading) error {
+	began := time.Now()
 	rc, err := s.f.opts.Origins.Open(s.fl.ctx, s.fl.locator.Object, s.fl.locator.Range())
 	if err != nil {
 		return err
 	}
 	defer rc.Close()
-	n, err := io.ReadFull(rc, s.buf.data)
+	n, err := io.ReadFull(&counted{Reader: rc, x: x, f: s.f, began: began}, s.buf.data)
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("%d of %d bytes: %w", n, len(s.buf.data), covey.ErrUnavailable)
@@ -127,7 +143,8 @@ const reportLimit = 2 * time.Second
 func (f *Fetcher) report(fl *flight, a *answer, d covey.Digest, cause error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(fl.ctx), reportLimit)
 	defer cancel()
-	o := dht.Outcome{Extent: fl.extent.ID, Slot: fl.slot, Lease: a.Lease, Digest: d, Err: cause}
+	o := dht.Outcome{Extent: fl.extent.ID, Slot: fl.slot, Lease: a.Lease, Digest: d, Err: cause,
+		Bucket: dht.Bucket(fl.locator.Origin)}
 	if err := f.opts.Directory.Done(ctx, a.home, o); err != nil {
 		f.log.Debug("home did not hear of its grant", "block", fl.locator, "peer", peerName(a.home), "error", err)
 	}

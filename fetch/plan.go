@@ -21,6 +21,9 @@ const (
 	// planExtents is how many extents' plans are kept: 128 GiB of 4 MiB blocks,
 	// in at most 8 MiB of memory.
 	planExtents = 512
+	// holdFor is how long a home may keep a question that it can only answer with
+	// "wait": as long as it does at most.
+	holdFor = time.Second
 	// resolveLimit bounds one question, the look-up in the DHT included.
 	resolveLimit = 5 * time.Second
 	// handBackLimit bounds a message to a home that nobody waits for. Less than
@@ -40,7 +43,11 @@ type planner struct {
 	spawn func(func()) bool
 	// flying says whether a flight for the block is under way.
 	flying func(covey.Locator) bool
-	log    *slog.Logger
+	// add puts what the fetcher knows of the origin into a question, and what it
+	// would read besides; taken hears of the answer before anybody else.
+	add   func(e *covey.Extent, w *dht.Want)
+	taken func(e *covey.Extent, w dht.Want, p dht.Plan)
+	log   *slog.Logger
 
 	// mu guards all below and the marked fields of questions. It is a leaf lock.
 	mu    sync.Mutex
@@ -49,11 +56,34 @@ type planner struct {
 }
 
 // askKey says which slots may share a question. Those that failed with some
-// peers do not mix with others: the home would leave the peers out for both.
+// peers do not mix with others: the home would leave the peers out for both. A
+// question that its home may keep is its slot's own, for the others would wait
+// with it.
 type askKey struct {
 	extent   covey.ExtentID
 	prefetch bool
 	failed   string
+	held     int // 1 + the slot
+}
+
+// wish is what a flight asks of the directory, beside its slot.
+type wish struct {
+	failed   []covey.PeerID
+	prefetch bool
+	// fresh says that the answer to a question that was put before does not count.
+	fresh bool
+	// home, if set, may keep the question: it was the last to say "wait".
+	home covey.PeerID
+	// got is the digest of bytes that are here and that no home has confirmed.
+	got covey.Digest
+}
+
+func (w *wish) key(e *covey.Extent, slot int) askKey {
+	k := askKey{extent: e.ID, prefetch: w.prefetch, failed: peerKey(w.failed)}
+	if w.home != "" {
+		k.held = 1 + slot
+	}
+	return k
 }
 
 // ask is one question under way and the one that gathers behind it.
@@ -67,8 +97,10 @@ type question struct {
 	extent *covey.Extent
 	key    askKey
 	failed []covey.PeerID
+	home   covey.PeerID
 	// Guarded by planner.mu until done closes, then unchanged.
 	need     covey.Bitmap
+	got      map[int]covey.Digest
 	left     covey.Bitmap // slots whose flight left before the answer
 	answered bool
 	done     chan struct{}
@@ -91,6 +123,7 @@ type knownBlock struct {
 
 func newPlanner(root context.Context, dir Directory, t *table, log *slog.Logger) *planner {
 	return &planner{
+		add: func(*covey.Extent, *dht.Want) {}, taken: func(*covey.Extent, dht.Want, dht.Plan) {},
 		dir: dir, root: root, spawn: t.spawn, flying: t.has, log: log,
 		asks:  make(map[askKey]*ask),
 		known: newLRU[covey.ExtentID, []knownBlock](planExtents),
@@ -132,7 +165,7 @@ func (p *planner) forget(e *covey.Extent, slot int) {
 func (p *planner) learn(e *covey.Extent, plan dht.Plan) {
 	blocks, ok := p.known.get(e.ID)
 	for _, b := range plan.Blocks {
-		if b.State != dht.Held || b.Digest.IsZero() || b.Slot < 0 || b.Slot >= len(e.Blocks) {
+		if b.State != dht.Held || b.Digest.IsZero() || len(b.Peers) == 0 || b.Slot < 0 || b.Slot >= len(e.Blocks) {
 			continue
 		}
 		if !ok {
@@ -143,37 +176,35 @@ func (p *planner) learn(e *covey.Extent, plan dht.Plan) {
 	}
 }
 
-// resolve asks the directory for one slot. With fresh, an answer to a question
-// that was put before this call does not count.
-func (p *planner) resolve(ctx context.Context, e *covey.Extent, slot int, failed []covey.PeerID, prefetch, fresh bool) (answer, error) {
-	q, err := p.put(e, covey.Bitmap(0).With(slot), failed, prefetch, fresh)
+// resolve asks the directory for one slot.
+func (p *planner) resolve(ctx context.Context, e *covey.Extent, slot int, w wish) (answer, error) {
+	q, err := p.put(e, slot, covey.Bitmap(0).With(slot), w)
 	if err != nil {
 		return answer{}, err
 	}
 	return p.wait(ctx, q, slot)
 }
 
-// put adds slots to a question about the extent, and begins it when none is
-// under way. Each slot must be waited for.
-func (p *planner) put(e *covey.Extent, need covey.Bitmap, failed []covey.PeerID, prefetch, fresh bool) (*question, error) {
-	key := askKey{extent: e.ID, prefetch: prefetch, failed: peerKey(failed)}
+// put adds slots, of which slot is one, to a question about the extent, and
+// begins it when none is under way. Each slot must be waited for.
+func (p *planner) put(e *covey.Extent, slot int, need covey.Bitmap, w wish) (*question, error) {
+	key := w.key(e, slot)
 	p.mu.Lock()
 	a := p.asks[key]
 	if a != nil {
 		defer p.mu.Unlock()
 		q := a.next
-		if !fresh && !a.asking.answered && a.asking.need&need == need {
+		if !w.fresh && w.got.IsZero() && !a.asking.answered && a.asking.need&need == need {
 			q = a.asking // asked for by a flight that left
 		} else if q == nil {
-			q = newQuestion(e, key, failed)
+			q = newQuestion(e, key, w)
 			a.next = q
 		}
-		q.need |= need
-		q.left &^= need
+		q.add(slot, need, w)
 		return q, nil
 	}
-	q := newQuestion(e, key, failed)
-	q.need = need
+	q := newQuestion(e, key, w)
+	q.add(slot, need, w)
 	a = &ask{asking: q}
 	p.asks[key] = a
 	p.mu.Unlock()
@@ -188,8 +219,39 @@ func (p *planner) put(e *covey.Extent, need covey.Bitmap, failed []covey.PeerID,
 	return q, nil
 }
 
-func newQuestion(e *covey.Extent, key askKey, failed []covey.PeerID) *question {
-	return &question{extent: e, key: key, failed: failed, done: make(chan struct{})}
+func newQuestion(e *covey.Extent, key askKey, w wish) *question {
+	return &question{extent: e, key: key, failed: w.failed, home: w.home, done: make(chan struct{})}
+}
+
+// add adds slots; the planner's lock is held, or nobody else has the question.
+func (q *question) add(slot int, need covey.Bitmap, w wish) {
+	q.need |= need
+	q.left &^= need
+	if !w.got.IsZero() {
+		if q.got == nil {
+			q.got = map[int]covey.Digest{}
+		}
+		q.got[slot] = w.got
+	}
+}
+
+// want is the question as the directory is asked it; the planner's lock is held.
+func (q *question) want() dht.Want {
+	w := dht.Want{
+		Extent: q.extent.ID, Count: len(q.extent.Blocks), Need: q.need,
+		Failed: q.failed, Prefetch: q.key.prefetch, Home: q.home,
+		Bucket: dht.Bucket(q.extent.Blocks[0].Origin),
+	}
+	if q.home != "" {
+		w.Hold = holdFor
+	}
+	for slot := range q.need.Slots() {
+		if d, ok := q.got[slot]; ok {
+			w.Got = w.Got.With(slot)
+			w.Digests = append(w.Digests, d)
+		}
+	}
+	return w
 }
 
 // peerKey is the same for the same peers in any order.
@@ -223,13 +285,14 @@ func (p *planner) run(key askKey, a *ask) {
 func (p *planner) pose(q *question) {
 	ctx, cancel := context.WithTimeout(p.root, resolveLimit)
 	p.mu.Lock()
-	want := dht.Want{
-		Extent: q.extent.ID, Count: len(q.extent.Blocks),
-		Need: q.need, Failed: q.failed, Prefetch: q.key.prefetch,
-	}
+	want := q.want()
 	p.mu.Unlock()
+	p.add(q.extent, &want)
 	plan, err := p.dir.Resolve(ctx, want)
 	cancel()
+	if err == nil {
+		p.taken(q.extent, want, plan)
+	}
 
 	p.mu.Lock()
 	q.plan, q.err, q.answered = plan, err, true

@@ -21,7 +21,7 @@ func TestQuestionsKeepFailedPeersApart(t *testing.T) {
 				failed = []covey.PeerID{"a"}
 			}
 			go func() {
-				a, err := r.planner.resolve(t.Context(), e, slot, failed, false, false)
+				a, err := r.planner.resolve(t.Context(), e, slot, wish{failed: failed})
 				if err != nil {
 					t.Error(err)
 				}
@@ -49,7 +49,7 @@ func TestFreshQuestionIsPutAfterwards(t *testing.T) {
 			r.home.holds(e, []int{0}, "a")
 			for range 2 {
 				go func() {
-					if _, err := r.planner.resolve(t.Context(), e, 0, nil, false, fresh); err != nil {
+					if _, err := r.planner.resolve(t.Context(), e, 0, wish{fresh: fresh}); err != nil {
 						t.Error(err)
 					}
 				}()

@@ -230,7 +230,7 @@ func (f *Fetcher) launch(e *covey.Extent, flights []*flight, need covey.Bitmap) 
 	var q *question
 	if need != 0 {
 		// When this fails the fetcher is stopping, and each flight finds out.
-		q, _ = f.planner.put(e, need, nil, true, true)
+		q, _ = f.planner.put(e, -1, need, wish{prefetch: true, fresh: true})
 	}
 	for _, fl := range flights {
 		if need.Has(fl.slot) {

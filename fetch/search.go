@@ -21,6 +21,17 @@ type search struct {
 	// rumour is what a parent sent that no home has confirmed yet; it lies in
 	// buf.
 	rumour *rumour
+	// throttles is how often the origin refused the read for being one too many.
+	throttles int
+	// hold is the home that said to wait, and may keep the next question; asked
+	// is whom the last question was left with, and when.
+	hold  covey.PeerID
+	asked struct {
+		home covey.PeerID
+		at   time.Time
+	}
+	// pending is an answer that came while something else was under way.
+	pending *answer
 	// told says that the home must be asked: what was known did not help.
 	told bool
 	// last is what the last source that failed said. It is only text: that a
@@ -60,6 +71,7 @@ const (
 
 // run walks until the bytes are in s.buf and verified, or nothing is left.
 func (s *search) run() (found, error) {
+	defer s.dropPending()
 	for {
 		a, err := s.ask()
 		if s.fl.ctx.Err() != nil {
@@ -71,34 +83,86 @@ func (s *search) run() (found, error) {
 		}
 		if err != nil {
 			s.last = err.Error()
+			if s.waitsStrictly() {
+				continue
+			}
 			return s.alone()
 		}
-		switch a.State {
-		case dht.Granted:
-			return s.granted(a)
-		case dht.Held:
-			if got, ok := s.held(a); ok {
-				return got, nil
-			}
-		case dht.Fetching:
-			s.follow(a)
-		default:
-			s.pause(a.After)
-			s.told = true
+		got, done, err := s.walk(a)
+		if done {
+			return got, err
 		}
-		if s.fails >= maxFails {
+		if s.fails >= maxFails && !s.waitsStrictly() {
 			return s.alone()
 		}
 		// Patience ends waiting. It does not end work that goes on: after a
-		// holder failed, the home is asked once more.
+		// holder failed, the home is asked once more, and a read that makes
+		// progress, or that the origin's own throttling delays, would only be
+		// slower for being made twice.
 		if s.fl.impatient() && (a.State != dht.Held || s.fails > 2) {
-			if got, err, ok := s.tryOverride(); ok {
-				return got, err
+			if !s.progressing(a) {
+				if got, err, ok := s.tryOverride(); ok {
+					return got, err
+				}
 			}
 			s.f.table.renew(s.fl, s.f.patience())
 		}
 	}
 }
+
+// walk does what one answer says. done is false when the home must be asked
+// again.
+func (s *search) walk(a answer) (got found, done bool, err error) {
+	s.hold = ""
+	switch a.State {
+	case dht.Granted:
+		got, again, err := s.granted(a)
+		return got, !again, err
+	case dht.Held:
+		got, done = s.held(a)
+	case dht.Fetching:
+		got, done = s.follow(a)
+	case dht.Throttled:
+		s.told, s.last = true, "the origin throttles"
+		s.pause(a.After)
+	default:
+		s.wait(a)
+	}
+	return got, done, nil
+}
+
+// wait lets the home keep the next question, unless it has just not done so.
+func (s *search) wait(a answer) {
+	s.told, s.last = true, "its home says to wait"
+	if s.asked.home != "" && time.Since(s.asked.at) < minPause || a.home == "" {
+		s.pause(a.After)
+	}
+	s.hold = a.home
+}
+
+// progressing says whether an answer promises the block, although patience has
+// run out.
+func (s *search) progressing(a answer) bool {
+	return (a.Moving || a.State == dht.Throttled) && s.inTime()
+}
+
+// waitsStrictly says, of a flight that may not read the origin by itself, that it
+// goes on asking until its deadline, after a pause.
+func (s *search) waitsStrictly() bool {
+	if !s.f.opts.Strict || !s.fl.wanted() {
+		return false
+	}
+	if s.fl.impatient() {
+		s.f.table.renew(s.fl, s.f.patience())
+	}
+	s.fails, s.failed, s.told = 0, nil, true
+	s.pause(strictPause)
+	return true
+}
+
+// strictPause is how long a strict flight waits before it asks homes again of
+// which none answered.
+const strictPause = 250 * time.Millisecond
 
 // ask returns what is known of the block, or what the home says.
 func (s *search) ask() (answer, error) {
@@ -107,18 +171,32 @@ func (s *search) ask() (answer, error) {
 		fl.asked = nil
 		return f.planner.wait(fl.mesh, q, fl.slot)
 	}
+	if a := s.pending; a != nil {
+		s.pending = nil
+		return *a, nil
+	}
 	if !s.told {
 		if a, ok := f.planner.recall(fl.extent, fl.slot); ok {
 			return a, nil
 		}
 	}
-	ctx := fl.mesh
-	if fl.impatient() {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(fl.ctx, lastQuestion)
-		defer cancel()
+	if !fl.impatient() {
+		return s.question(fl.mesh)
 	}
-	return f.planner.resolve(ctx, fl.extent, fl.slot, s.failed, !fl.wanted(), s.told)
+	ctx, cancel := context.WithTimeout(fl.ctx, lastQuestion)
+	defer cancel()
+	s.hold = ""
+	return s.question(ctx)
+}
+
+// question asks the home.
+func (s *search) question(ctx context.Context) (answer, error) {
+	w := wish{failed: s.failed, prefetch: !s.fl.wanted(), fresh: s.told, home: s.hold}
+	if s.rumour != nil {
+		w.got = s.rumour.digest
+	}
+	s.asked.home, s.asked.at = s.hold, time.Now()
+	return s.f.planner.resolve(ctx, s.fl.extent, s.fl.slot, w)
 }
 
 // unknown fills in a digest that a home gave earlier, and reports whether there

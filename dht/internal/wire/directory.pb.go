@@ -90,6 +90,8 @@ const (
 	State_FETCHING   State = 2
 	State_GRANTED    State = 3
 	State_WAIT       State = 4
+	State_THROTTLED  State = 5
+	State_REDIRECT   State = 6
 )
 
 // Enum value maps for State.
@@ -100,6 +102,8 @@ var (
 		2: "FETCHING",
 		3: "GRANTED",
 		4: "WAIT",
+		5: "THROTTLED",
+		6: "REDIRECT",
 	}
 	State_value = map[string]int32{
 		"STATE_NONE": 0,
@@ -107,6 +111,8 @@ var (
 		"FETCHING":   2,
 		"GRANTED":    3,
 		"WAIT":       4,
+		"THROTTLED":  5,
+		"REDIRECT":   6,
 	}
 )
 
@@ -140,12 +146,12 @@ func (State) EnumDescriptor() ([]byte, []int) {
 type Failure int32
 
 const (
-	Failure_FAILURE_NONE Failure = 0
-	Failure_IO           Failure = 1
-	Failure_NOT_FOUND    Failure = 2
-	Failure_CHANGED      Failure = 3
-	Failure_THROTTLED    Failure = 4
-	Failure_DENIED       Failure = 5
+	Failure_FAILURE_NONE      Failure = 0
+	Failure_IO                Failure = 1
+	Failure_NOT_FOUND         Failure = 2
+	Failure_CHANGED           Failure = 3
+	Failure_FAILURE_THROTTLED Failure = 4
+	Failure_DENIED            Failure = 5
 )
 
 // Enum value maps for Failure.
@@ -155,16 +161,16 @@ var (
 		1: "IO",
 		2: "NOT_FOUND",
 		3: "CHANGED",
-		4: "THROTTLED",
+		4: "FAILURE_THROTTLED",
 		5: "DENIED",
 	}
 	Failure_value = map[string]int32{
-		"FAILURE_NONE": 0,
-		"IO":           1,
-		"NOT_FOUND":    2,
-		"CHANGED":      3,
-		"THROTTLED":    4,
-		"DENIED":       5,
+		"FAILURE_NONE":      0,
+		"IO":                1,
+		"NOT_FOUND":         2,
+		"CHANGED":           3,
+		"FAILURE_THROTTLED": 4,
+		"DENIED":            5,
 	}
 )
 
@@ -208,6 +214,7 @@ type Request struct {
 	//	*Request_Done
 	//	*Request_Have
 	//	*Request_Ask
+	//	*Request_Progress
 	Body          isRequest_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -300,6 +307,15 @@ func (x *Request) GetAsk() *Ask {
 	return nil
 }
 
+func (x *Request) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Body.(*Request_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
 type isRequest_Body interface {
 	isRequest_Body()
 }
@@ -320,6 +336,10 @@ type Request_Ask struct {
 	Ask *Ask `protobuf:"bytes,6,opt,name=ask,proto3,oneof"`
 }
 
+type Request_Progress struct {
+	Progress *Progress `protobuf:"bytes,7,opt,name=progress,proto3,oneof"`
+}
+
 func (*Request_Want) isRequest_Body() {}
 
 func (*Request_Done) isRequest_Body() {}
@@ -327,6 +347,8 @@ func (*Request_Done) isRequest_Body() {}
 func (*Request_Have) isRequest_Body() {}
 
 func (*Request_Ask) isRequest_Body() {}
+
+func (*Request_Progress) isRequest_Body() {}
 
 type Reply struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -444,7 +466,24 @@ type Want struct {
 	Prefetch bool                   `protobuf:"varint,5,opt,name=prefetch,proto3" json:"prefetch,omitempty"`
 	// asker is set by a home that hands the question to a better home; that home
 	// then decides by itself.
-	Asker         []byte `protobuf:"bytes,6,opt,name=asker,proto3" json:"asker,omitempty"`
+	Asker []byte `protobuf:"bytes,6,opt,name=asker,proto3" json:"asker,omitempty"`
+	// spare are further slots that the asker lacks and would read from the origin
+	// if it is granted them.
+	Spare uint64 `protobuf:"fixed64,7,opt,name=spare,proto3" json:"spare,omitempty"`
+	// hold_ms is how long the home may keep the question while it can only say
+	// WAIT of every needed slot.
+	HoldMs uint32 `protobuf:"varint,8,opt,name=hold_ms,json=holdMs,proto3" json:"hold_ms,omitempty"`
+	// got are slots of need whose bytes the asker has from a peer that was still
+	// reading them; digests are 32 bytes for each, lowest slot first.
+	Got     uint64 `protobuf:"fixed64,9,opt,name=got,proto3" json:"got,omitempty"`
+	Digests []byte `protobuf:"bytes,10,opt,name=digests,proto3" json:"digests,omitempty"`
+	// first_byte_ms is the 99th percentile of what the origin takes for its first
+	// byte, as the asker sees it; 0 when it does not know.
+	FirstByteMs uint32 `protobuf:"varint,11,opt,name=first_byte_ms,json=firstByteMs,proto3" json:"first_byte_ms,omitempty"`
+	// bucket is XXH64 of the origin's name; 0 when it is not known.
+	Bucket uint64 `protobuf:"fixed64,12,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	// throttled_ms is how much longer the asker believes the bucket to throttle.
+	ThrottledMs   uint32 `protobuf:"varint,13,opt,name=throttled_ms,json=throttledMs,proto3" json:"throttled_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -521,6 +560,55 @@ func (x *Want) GetAsker() []byte {
 	return nil
 }
 
+func (x *Want) GetSpare() uint64 {
+	if x != nil {
+		return x.Spare
+	}
+	return 0
+}
+
+func (x *Want) GetHoldMs() uint32 {
+	if x != nil {
+		return x.HoldMs
+	}
+	return 0
+}
+
+func (x *Want) GetGot() uint64 {
+	if x != nil {
+		return x.Got
+	}
+	return 0
+}
+
+func (x *Want) GetDigests() []byte {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
+func (x *Want) GetFirstByteMs() uint32 {
+	if x != nil {
+		return x.FirstByteMs
+	}
+	return 0
+}
+
+func (x *Want) GetBucket() uint64 {
+	if x != nil {
+		return x.Bucket
+	}
+	return 0
+}
+
+func (x *Want) GetThrottledMs() uint32 {
+	if x != nil {
+		return x.ThrottledMs
+	}
+	return 0
+}
+
 type Plan struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Home  []byte                 `protobuf:"bytes,1,opt,name=home,proto3" json:"home,omitempty"`
@@ -583,14 +671,16 @@ func (x *Plan) GetBlocks() []*Block {
 }
 
 type Block struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Slot          uint32                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
-	State         State                  `protobuf:"varint,2,opt,name=state,proto3,enum=covey.dht.v1.State" json:"state,omitempty"`
-	Peers         []uint32               `protobuf:"varint,3,rep,packed,name=peers,proto3" json:"peers,omitempty"`
-	Digest        []byte                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
-	Lease         uint64                 `protobuf:"fixed64,5,opt,name=lease,proto3" json:"lease,omitempty"`
-	TtlMs         uint32                 `protobuf:"varint,6,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
-	AfterMs       uint32                 `protobuf:"varint,7,opt,name=after_ms,json=afterMs,proto3" json:"after_ms,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Slot    uint32                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	State   State                  `protobuf:"varint,2,opt,name=state,proto3,enum=covey.dht.v1.State" json:"state,omitempty"`
+	Peers   []uint32               `protobuf:"varint,3,rep,packed,name=peers,proto3" json:"peers,omitempty"`
+	Digest  []byte                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	Lease   uint64                 `protobuf:"fixed64,5,opt,name=lease,proto3" json:"lease,omitempty"`
+	TtlMs   uint32                 `protobuf:"varint,6,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	AfterMs uint32                 `protobuf:"varint,7,opt,name=after_ms,json=afterMs,proto3" json:"after_ms,omitempty"`
+	// moving says that the home hears from the reader.
+	Moving        bool `protobuf:"varint,8,opt,name=moving,proto3" json:"moving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -674,6 +764,13 @@ func (x *Block) GetAfterMs() uint32 {
 	return 0
 }
 
+func (x *Block) GetMoving() bool {
+	if x != nil {
+		return x.Moving
+	}
+	return false
+}
+
 // Done ends a lease: with a digest the sender holds the block from now on.
 type Done struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -682,6 +779,7 @@ type Done struct {
 	Lease         uint64                 `protobuf:"fixed64,3,opt,name=lease,proto3" json:"lease,omitempty"`
 	Digest        []byte                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
 	Failure       Failure                `protobuf:"varint,5,opt,name=failure,proto3,enum=covey.dht.v1.Failure" json:"failure,omitempty"`
+	Bucket        uint64                 `protobuf:"fixed64,6,opt,name=bucket,proto3" json:"bucket,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -751,6 +849,134 @@ func (x *Done) GetFailure() Failure {
 	return Failure_FAILURE_NONE
 }
 
+func (x *Done) GetBucket() uint64 {
+	if x != nil {
+		return x.Bucket
+	}
+	return 0
+}
+
+// Progress renews the leases of reads under way.
+type Progress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Readings      []*Reading             `protobuf:"bytes,1,rep,name=readings,proto3" json:"readings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Progress) Reset() {
+	*x = Progress{}
+	mi := &file_directory_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Progress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Progress) ProtoMessage() {}
+
+func (x *Progress) ProtoReflect() protoreflect.Message {
+	mi := &file_directory_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Progress.ProtoReflect.Descriptor instead.
+func (*Progress) Descriptor() ([]byte, []int) {
+	return file_directory_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Progress) GetReadings() []*Reading {
+	if x != nil {
+		return x.Readings
+	}
+	return nil
+}
+
+type Reading struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Extent        []byte                 `protobuf:"bytes,1,opt,name=extent,proto3" json:"extent,omitempty"`
+	Slot          uint32                 `protobuf:"varint,2,opt,name=slot,proto3" json:"slot,omitempty"`
+	Lease         uint64                 `protobuf:"fixed64,3,opt,name=lease,proto3" json:"lease,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	TtlMs         uint32                 `protobuf:"varint,5,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reading) Reset() {
+	*x = Reading{}
+	mi := &file_directory_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reading) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reading) ProtoMessage() {}
+
+func (x *Reading) ProtoReflect() protoreflect.Message {
+	mi := &file_directory_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reading.ProtoReflect.Descriptor instead.
+func (*Reading) Descriptor() ([]byte, []int) {
+	return file_directory_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Reading) GetExtent() []byte {
+	if x != nil {
+		return x.Extent
+	}
+	return nil
+}
+
+func (x *Reading) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *Reading) GetLease() uint64 {
+	if x != nil {
+		return x.Lease
+	}
+	return 0
+}
+
+func (x *Reading) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Reading) GetTtlMs() uint32 {
+	if x != nil {
+		return x.TtlMs
+	}
+	return 0
+}
+
 // Have says what the sender holds.
 type Have struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -761,7 +987,7 @@ type Have struct {
 
 func (x *Have) Reset() {
 	*x = Have{}
-	mi := &file_directory_proto_msgTypes[6]
+	mi := &file_directory_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +999,7 @@ func (x *Have) String() string {
 func (*Have) ProtoMessage() {}
 
 func (x *Have) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_proto_msgTypes[6]
+	mi := &file_directory_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,7 +1012,7 @@ func (x *Have) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Have.ProtoReflect.Descriptor instead.
 func (*Have) Descriptor() ([]byte, []int) {
-	return file_directory_proto_rawDescGZIP(), []int{6}
+	return file_directory_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Have) GetExtents() []*ExtentHave {
@@ -811,7 +1037,7 @@ type ExtentHave struct {
 
 func (x *ExtentHave) Reset() {
 	*x = ExtentHave{}
-	mi := &file_directory_proto_msgTypes[7]
+	mi := &file_directory_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -823,7 +1049,7 @@ func (x *ExtentHave) String() string {
 func (*ExtentHave) ProtoMessage() {}
 
 func (x *ExtentHave) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_proto_msgTypes[7]
+	mi := &file_directory_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -836,7 +1062,7 @@ func (x *ExtentHave) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentHave.ProtoReflect.Descriptor instead.
 func (*ExtentHave) Descriptor() ([]byte, []int) {
-	return file_directory_proto_rawDescGZIP(), []int{7}
+	return file_directory_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ExtentHave) GetExtent() []byte {
@@ -884,7 +1110,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_directory_proto_msgTypes[8]
+	mi := &file_directory_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +1122,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_proto_msgTypes[8]
+	mi := &file_directory_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +1135,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_directory_proto_rawDescGZIP(), []int{8}
+	return file_directory_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Ask) GetExtent() []byte {
@@ -920,18 +1146,21 @@ func (x *Ask) GetExtent() []byte {
 }
 
 type Known struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pinned        uint64                 `protobuf:"fixed64,1,opt,name=pinned,proto3" json:"pinned,omitempty"`
-	Digests       []byte                 `protobuf:"bytes,2,opt,name=digests,proto3" json:"digests,omitempty"`
-	Holders       []*Holder              `protobuf:"bytes,3,rep,name=holders,proto3" json:"holders,omitempty"`
-	Leases        []*Lease               `protobuf:"bytes,4,rep,name=leases,proto3" json:"leases,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Pinned  uint64                 `protobuf:"fixed64,1,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	Digests []byte                 `protobuf:"bytes,2,opt,name=digests,proto3" json:"digests,omitempty"`
+	Holders []*Holder              `protobuf:"bytes,3,rep,name=holders,proto3" json:"holders,omitempty"`
+	Leases  []*Lease               `protobuf:"bytes,4,rep,name=leases,proto3" json:"leases,omitempty"`
+	// own says that the sender has looked into its own store, so that what it does
+	// not name of itself it does not hold.
+	Own           bool `protobuf:"varint,5,opt,name=own,proto3" json:"own,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Known) Reset() {
 	*x = Known{}
-	mi := &file_directory_proto_msgTypes[9]
+	mi := &file_directory_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1172,7 @@ func (x *Known) String() string {
 func (*Known) ProtoMessage() {}
 
 func (x *Known) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_proto_msgTypes[9]
+	mi := &file_directory_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1185,7 @@ func (x *Known) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Known.ProtoReflect.Descriptor instead.
 func (*Known) Descriptor() ([]byte, []int) {
-	return file_directory_proto_rawDescGZIP(), []int{9}
+	return file_directory_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Known) GetPinned() uint64 {
@@ -987,6 +1216,13 @@ func (x *Known) GetLeases() []*Lease {
 	return nil
 }
 
+func (x *Known) GetOwn() bool {
+	if x != nil {
+		return x.Own
+	}
+	return false
+}
+
 type Holder struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Peer          []byte                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
@@ -997,7 +1233,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_directory_proto_msgTypes[10]
+	mi := &file_directory_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1245,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_proto_msgTypes[10]
+	mi := &file_directory_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1258,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_directory_proto_rawDescGZIP(), []int{10}
+	return file_directory_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Holder) GetPeer() []byte {
@@ -1044,13 +1280,14 @@ type Lease struct {
 	Slot          uint32                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
 	Peer          []byte                 `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"`
 	TtlMs         uint32                 `protobuf:"varint,3,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	Lease         uint64                 `protobuf:"fixed64,4,opt,name=lease,proto3" json:"lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_directory_proto_msgTypes[11]
+	mi := &file_directory_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1299,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_proto_msgTypes[11]
+	mi := &file_directory_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1312,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_directory_proto_rawDescGZIP(), []int{11}
+	return file_directory_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Lease) GetSlot() uint32 {
@@ -1099,18 +1336,26 @@ func (x *Lease) GetTtlMs() uint32 {
 	return 0
 }
 
+func (x *Lease) GetLease() uint64 {
+	if x != nil {
+		return x.Lease
+	}
+	return 0
+}
+
 var File_directory_proto protoreflect.FileDescriptor
 
 const file_directory_proto_rawDesc = "" +
 	"\n" +
-	"\x0fdirectory.proto\x12\fcovey.dht.v1\"\xf2\x01\n" +
+	"\x0fdirectory.proto\x12\fcovey.dht.v1\"\xa8\x02\n" +
 	"\aRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x06R\vincarnation\x12(\n" +
 	"\x04want\x18\x03 \x01(\v2\x12.covey.dht.v1.WantH\x00R\x04want\x12(\n" +
 	"\x04done\x18\x04 \x01(\v2\x12.covey.dht.v1.DoneH\x00R\x04done\x12(\n" +
 	"\x04have\x18\x05 \x01(\v2\x12.covey.dht.v1.HaveH\x00R\x04have\x12%\n" +
-	"\x03ask\x18\x06 \x01(\v2\x11.covey.dht.v1.AskH\x00R\x03askB\x06\n" +
+	"\x03ask\x18\x06 \x01(\v2\x11.covey.dht.v1.AskH\x00R\x03ask\x124\n" +
+	"\bprogress\x18\a \x01(\v2\x16.covey.dht.v1.ProgressH\x00R\bprogressB\x06\n" +
 	"\x04body\"\xca\x01\n" +
 	"\x05Reply\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12 \n" +
@@ -1118,18 +1363,26 @@ const file_directory_proto_rawDesc = "" +
 	"\x04code\x18\x03 \x01(\x0e2\x12.covey.dht.v1.CodeR\x04code\x12(\n" +
 	"\x04plan\x18\x04 \x01(\v2\x12.covey.dht.v1.PlanH\x00R\x04plan\x12+\n" +
 	"\x05known\x18\x05 \x01(\v2\x13.covey.dht.v1.KnownH\x00R\x05knownB\x06\n" +
-	"\x04body\"\x92\x01\n" +
+	"\x04body\"\xcc\x02\n" +
 	"\x04Want\x12\x16\n" +
 	"\x06extent\x18\x01 \x01(\fR\x06extent\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\rR\x05count\x12\x12\n" +
 	"\x04need\x18\x03 \x01(\x06R\x04need\x12\x16\n" +
 	"\x06failed\x18\x04 \x03(\fR\x06failed\x12\x1a\n" +
 	"\bprefetch\x18\x05 \x01(\bR\bprefetch\x12\x14\n" +
-	"\x05asker\x18\x06 \x01(\fR\x05asker\"]\n" +
+	"\x05asker\x18\x06 \x01(\fR\x05asker\x12\x14\n" +
+	"\x05spare\x18\a \x01(\x06R\x05spare\x12\x17\n" +
+	"\ahold_ms\x18\b \x01(\rR\x06holdMs\x12\x10\n" +
+	"\x03got\x18\t \x01(\x06R\x03got\x12\x18\n" +
+	"\adigests\x18\n" +
+	" \x01(\fR\adigests\x12\"\n" +
+	"\rfirst_byte_ms\x18\v \x01(\rR\vfirstByteMs\x12\x16\n" +
+	"\x06bucket\x18\f \x01(\x06R\x06bucket\x12!\n" +
+	"\fthrottled_ms\x18\r \x01(\rR\vthrottledMs\"]\n" +
 	"\x04Plan\x12\x12\n" +
 	"\x04home\x18\x01 \x01(\fR\x04home\x12\x14\n" +
 	"\x05peers\x18\x02 \x03(\fR\x05peers\x12+\n" +
-	"\x06blocks\x18\x03 \x03(\v2\x13.covey.dht.v1.BlockR\x06blocks\"\xbc\x01\n" +
+	"\x06blocks\x18\x03 \x03(\v2\x13.covey.dht.v1.BlockR\x06blocks\"\xd4\x01\n" +
 	"\x05Block\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\rR\x04slot\x12)\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x13.covey.dht.v1.StateR\x05state\x12\x14\n" +
@@ -1137,13 +1390,23 @@ const file_directory_proto_rawDesc = "" +
 	"\x06digest\x18\x04 \x01(\fR\x06digest\x12\x14\n" +
 	"\x05lease\x18\x05 \x01(\x06R\x05lease\x12\x15\n" +
 	"\x06ttl_ms\x18\x06 \x01(\rR\x05ttlMs\x12\x19\n" +
-	"\bafter_ms\x18\a \x01(\rR\aafterMs\"\x91\x01\n" +
+	"\bafter_ms\x18\a \x01(\rR\aafterMs\x12\x16\n" +
+	"\x06moving\x18\b \x01(\bR\x06moving\"\xa9\x01\n" +
 	"\x04Done\x12\x16\n" +
 	"\x06extent\x18\x01 \x01(\fR\x06extent\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x14\n" +
 	"\x05lease\x18\x03 \x01(\x06R\x05lease\x12\x16\n" +
 	"\x06digest\x18\x04 \x01(\fR\x06digest\x12/\n" +
-	"\afailure\x18\x05 \x01(\x0e2\x15.covey.dht.v1.FailureR\afailure\":\n" +
+	"\afailure\x18\x05 \x01(\x0e2\x15.covey.dht.v1.FailureR\afailure\x12\x16\n" +
+	"\x06bucket\x18\x06 \x01(\x06R\x06bucket\"=\n" +
+	"\bProgress\x121\n" +
+	"\breadings\x18\x01 \x03(\v2\x15.covey.dht.v1.ReadingR\breadings\"x\n" +
+	"\aReading\x12\x16\n" +
+	"\x06extent\x18\x01 \x01(\fR\x06extent\x12\x12\n" +
+	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x14\n" +
+	"\x05lease\x18\x03 \x01(\x06R\x05lease\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x15\n" +
+	"\x06ttl_ms\x18\x05 \x01(\rR\x05ttlMs\":\n" +
 	"\x04Have\x122\n" +
 	"\aextents\x18\x01 \x03(\v2\x18.covey.dht.v1.ExtentHaveR\aextents\"|\n" +
 	"\n" +
@@ -1154,38 +1417,42 @@ const file_directory_proto_rawDesc = "" +
 	"\x04gone\x18\x04 \x01(\x06R\x04gone\x12\x14\n" +
 	"\x05whole\x18\x05 \x01(\bR\x05whole\"\x1d\n" +
 	"\x03Ask\x12\x16\n" +
-	"\x06extent\x18\x01 \x01(\fR\x06extent\"\x96\x01\n" +
+	"\x06extent\x18\x01 \x01(\fR\x06extent\"\xa8\x01\n" +
 	"\x05Known\x12\x16\n" +
 	"\x06pinned\x18\x01 \x01(\x06R\x06pinned\x12\x18\n" +
 	"\adigests\x18\x02 \x01(\fR\adigests\x12.\n" +
 	"\aholders\x18\x03 \x03(\v2\x14.covey.dht.v1.HolderR\aholders\x12+\n" +
-	"\x06leases\x18\x04 \x03(\v2\x13.covey.dht.v1.LeaseR\x06leases\"0\n" +
+	"\x06leases\x18\x04 \x03(\v2\x13.covey.dht.v1.LeaseR\x06leases\x12\x10\n" +
+	"\x03own\x18\x05 \x01(\bR\x03own\"0\n" +
 	"\x06Holder\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\fR\x04peer\x12\x12\n" +
-	"\x04have\x18\x02 \x01(\x06R\x04have\"F\n" +
+	"\x04have\x18\x02 \x01(\x06R\x04have\"\\\n" +
 	"\x05Lease\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\fR\x04peer\x12\x15\n" +
-	"\x06ttl_ms\x18\x03 \x01(\rR\x05ttlMs*L\n" +
+	"\x06ttl_ms\x18\x03 \x01(\rR\x05ttlMs\x12\x14\n" +
+	"\x05lease\x18\x04 \x01(\x06R\x05lease*L\n" +
 	"\x04Code\x12\r\n" +
 	"\tCODE_NONE\x10\x00\x12\x06\n" +
 	"\x02OK\x10\x01\x12\v\n" +
 	"\aINVALID\x10\x02\x12\x0f\n" +
 	"\vUNSUPPORTED\x10\x03\x12\x0f\n" +
-	"\vUNAVAILABLE\x10\x04*F\n" +
+	"\vUNAVAILABLE\x10\x04*c\n" +
 	"\x05State\x12\x0e\n" +
 	"\n" +
 	"STATE_NONE\x10\x00\x12\b\n" +
 	"\x04HELD\x10\x01\x12\f\n" +
 	"\bFETCHING\x10\x02\x12\v\n" +
 	"\aGRANTED\x10\x03\x12\b\n" +
-	"\x04WAIT\x10\x04*Z\n" +
+	"\x04WAIT\x10\x04\x12\r\n" +
+	"\tTHROTTLED\x10\x05\x12\f\n" +
+	"\bREDIRECT\x10\x06*b\n" +
 	"\aFailure\x12\x10\n" +
 	"\fFAILURE_NONE\x10\x00\x12\x06\n" +
 	"\x02IO\x10\x01\x12\r\n" +
 	"\tNOT_FOUND\x10\x02\x12\v\n" +
-	"\aCHANGED\x10\x03\x12\r\n" +
-	"\tTHROTTLED\x10\x04\x12\n" +
+	"\aCHANGED\x10\x03\x12\x15\n" +
+	"\x11FAILURE_THROTTLED\x10\x04\x12\n" +
 	"\n" +
 	"\x06DENIED\x10\x05B0Z.github.com/covey-cache/covey/dht/internal/wireb\x06proto3"
 
@@ -1202,7 +1469,7 @@ func file_directory_proto_rawDescGZIP() []byte {
 }
 
 var file_directory_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_directory_proto_goTypes = []any{
 	(Code)(0),          // 0: covey.dht.v1.Code
 	(State)(0),         // 1: covey.dht.v1.State
@@ -1213,32 +1480,36 @@ var file_directory_proto_goTypes = []any{
 	(*Plan)(nil),       // 6: covey.dht.v1.Plan
 	(*Block)(nil),      // 7: covey.dht.v1.Block
 	(*Done)(nil),       // 8: covey.dht.v1.Done
-	(*Have)(nil),       // 9: covey.dht.v1.Have
-	(*ExtentHave)(nil), // 10: covey.dht.v1.ExtentHave
-	(*Ask)(nil),        // 11: covey.dht.v1.Ask
-	(*Known)(nil),      // 12: covey.dht.v1.Known
-	(*Holder)(nil),     // 13: covey.dht.v1.Holder
-	(*Lease)(nil),      // 14: covey.dht.v1.Lease
+	(*Progress)(nil),   // 9: covey.dht.v1.Progress
+	(*Reading)(nil),    // 10: covey.dht.v1.Reading
+	(*Have)(nil),       // 11: covey.dht.v1.Have
+	(*ExtentHave)(nil), // 12: covey.dht.v1.ExtentHave
+	(*Ask)(nil),        // 13: covey.dht.v1.Ask
+	(*Known)(nil),      // 14: covey.dht.v1.Known
+	(*Holder)(nil),     // 15: covey.dht.v1.Holder
+	(*Lease)(nil),      // 16: covey.dht.v1.Lease
 }
 var file_directory_proto_depIdxs = []int32{
 	5,  // 0: covey.dht.v1.Request.want:type_name -> covey.dht.v1.Want
 	8,  // 1: covey.dht.v1.Request.done:type_name -> covey.dht.v1.Done
-	9,  // 2: covey.dht.v1.Request.have:type_name -> covey.dht.v1.Have
-	11, // 3: covey.dht.v1.Request.ask:type_name -> covey.dht.v1.Ask
-	0,  // 4: covey.dht.v1.Reply.code:type_name -> covey.dht.v1.Code
-	6,  // 5: covey.dht.v1.Reply.plan:type_name -> covey.dht.v1.Plan
-	12, // 6: covey.dht.v1.Reply.known:type_name -> covey.dht.v1.Known
-	7,  // 7: covey.dht.v1.Plan.blocks:type_name -> covey.dht.v1.Block
-	1,  // 8: covey.dht.v1.Block.state:type_name -> covey.dht.v1.State
-	2,  // 9: covey.dht.v1.Done.failure:type_name -> covey.dht.v1.Failure
-	10, // 10: covey.dht.v1.Have.extents:type_name -> covey.dht.v1.ExtentHave
-	13, // 11: covey.dht.v1.Known.holders:type_name -> covey.dht.v1.Holder
-	14, // 12: covey.dht.v1.Known.leases:type_name -> covey.dht.v1.Lease
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	11, // 2: covey.dht.v1.Request.have:type_name -> covey.dht.v1.Have
+	13, // 3: covey.dht.v1.Request.ask:type_name -> covey.dht.v1.Ask
+	9,  // 4: covey.dht.v1.Request.progress:type_name -> covey.dht.v1.Progress
+	0,  // 5: covey.dht.v1.Reply.code:type_name -> covey.dht.v1.Code
+	6,  // 6: covey.dht.v1.Reply.plan:type_name -> covey.dht.v1.Plan
+	14, // 7: covey.dht.v1.Reply.known:type_name -> covey.dht.v1.Known
+	7,  // 8: covey.dht.v1.Plan.blocks:type_name -> covey.dht.v1.Block
+	1,  // 9: covey.dht.v1.Block.state:type_name -> covey.dht.v1.State
+	2,  // 10: covey.dht.v1.Done.failure:type_name -> covey.dht.v1.Failure
+	10, // 11: covey.dht.v1.Progress.readings:type_name -> covey.dht.v1.Reading
+	12, // 12: covey.dht.v1.Have.extents:type_name -> covey.dht.v1.ExtentHave
+	15, // 13: covey.dht.v1.Known.holders:type_name -> covey.dht.v1.Holder
+	16, // 14: covey.dht.v1.Known.leases:type_name -> covey.dht.v1.Lease
+	15, // [15:15] is the sub-list for method output_type
+	15, // [15:15] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_directory_proto_init() }
@@ -1251,6 +1522,7 @@ func file_directory_proto_init() {
 		(*Request_Done)(nil),
 		(*Request_Have)(nil),
 		(*Request_Ask)(nil),
+		(*Request_Progress)(nil),
 	}
 	file_directory_proto_msgTypes[1].OneofWrappers = []any{
 		(*Reply_Plan)(nil),
@@ -1262,7 +1534,7 @@ func file_directory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_directory_proto_rawDesc), len(file_directory_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
