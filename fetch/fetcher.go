@@ -47,6 +47,8 @@ type Fetcher struct {
 	// full is the time, in nanoseconds since 1970, until which prefetch rests
 	// because the store had no room.
 	full atomic.Int64
+	// advised holds an advice.
+	advised atomic.Value
 
 	root context.Context         // parent of every flight's
 	stop context.CancelCauseFunc // of root
@@ -111,6 +113,9 @@ func (f *Fetcher) Get(ctx context.Context, e *covey.Extent, slot int) (blockstor
 	if h, err := f.store.Get(e.Blocks[slot]); err == nil {
 		f.metrics.count(Local, h.Len(), time.Since(began))
 		f.announceOnce(e, slot, h.Digest())
+		return h, nil
+	}
+	if h := f.staged(e.Blocks[slot], began); h != nil {
 		return h, nil
 	}
 	h, retry, err := f.getShared(ctx, e, slot)

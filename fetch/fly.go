@@ -38,7 +38,9 @@ func (f *Fetcher) fly(fl *flight) {
 	} else {
 		f.metrics.count(got.source, len(buf.data), time.Since(fl.began))
 		m := &memory{buf: buf, digest: got.digest}
-		f.table.finish(fl, newBlock(m, &f.staging.holds), nil)
+		b := newBlock(m, &f.staging.holds)
+		b.source = got.source
+		f.table.finish(fl, b, nil)
 	}
 	if got.grant != nil {
 		f.report(fl, got.grant, got.digest, err)
@@ -72,11 +74,17 @@ func (f *Fetcher) landLocal(fl *flight, h blockstore.Handle) {
 // meanwhile would be read again by the demand it was meant for.
 const fullRest = 10 * time.Second
 
+// errUnwanted says that the store's room is kept for another block.
+var errUnwanted = errors.New("its room is kept for another block")
+
 // admit gives the block to the store and announces it. A store that does not
 // take it costs nothing but the next read.
 func (f *Fetcher) admit(fl *flight, got found, data []byte) {
 	place := covey.Place{Extent: fl.extent.ID, Slot: uint8(fl.slot)}
-	err := f.store.Put(fl.locator, place, got.digest, data)
+	err := errUnwanted
+	if f.adviser().Keep(fl.locator, got.source) {
+		err = f.store.Put(fl.locator, place, got.digest, data)
+	}
 	if err == nil {
 		f.announced.add(fl.extent.ID, fl.slot)
 		f.announce(fl.extent, fl.slot, got.digest)

@@ -189,6 +189,8 @@ type block struct {
 	bytes blockstore.Handle
 	refs  atomic.Int64
 	holds *atomic.Int64 // staging.holds
+	// source is set before anybody else sees the block; Local for one of the store.
+	source Source
 }
 
 // newBlock returns a block with one reference, the flight's.

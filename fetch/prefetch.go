@@ -139,13 +139,15 @@ func (q *queue) ended(n int) {
 }
 
 // Prefetch asks for the slots in the background, bounded, lowest first, and
-// returns at once. What is here already costs nothing. It reports how many it
+// returns at once. What is here already, or will be read ahead by a plan, costs
+// nothing. It reports how many it
 // accepted: those that are queued or under way now, or here already. The others
 // were dropped because the queue is full or the store has no room; asking again
 // later may do. A prefetch reads from the origin only what a home grants.
 func (f *Fetcher) Prefetch(e *covey.Extent, slots covey.Bitmap) int {
 	slots &= e.All()
 	here := f.store.Present(e) & slots
+	here |= f.foreseen(e, slots&^here)
 	missing := slots &^ here
 	accepted := here.Len()
 	if time.Now().UnixNano() >= f.full.Load() {

@@ -21,6 +21,7 @@ import (
 	"github.com/covey-cache/covey/dataset"
 	"github.com/covey-cache/covey/dht"
 	"github.com/covey-cache/covey/fetch"
+	"github.com/covey-cache/covey/fetch/ahead"
 	"github.com/covey-cache/covey/gateway"
 	"github.com/covey-cache/covey/mount"
 	"github.com/covey-cache/covey/origin"
@@ -155,6 +156,7 @@ type Agent struct {
 	providers *dht.Providers
 	fetcher   *fetch.Fetcher
 	datasets  *dataset.Table
+	ahead     *ahead.Reader
 	blocks    *agentBlocks
 
 	originMetrics *origin.Metrics
@@ -240,7 +242,11 @@ func (a *Agent) open() (err error) {
 		OnCorrupt: func(source string, _ covey.Locator, _ covey.PeerID) { a.corrupt.add(source) },
 		Log:       a.log, Registry: a.registry,
 	})
-	a.blocks = &agentBlocks{Fetcher: a.fetcher, store: a.store}
+	a.ahead = ahead.New(ahead.Options{
+		Self: a.network.Self(), Fetch: a.fetcher, Room: a.planRoom, Log: a.log, Registry: a.registry,
+	})
+	a.fetcher.Advise(a.ahead)
+	a.blocks = &agentBlocks{Fetcher: a.fetcher, store: a.store, ahead: a.ahead}
 	a.network.SetServer(agentServer{a})
 	return a.openDoors()
 }
@@ -279,7 +285,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	services, serving := errgroup.WithContext(serving)
 	for name, run := range map[string]func(context.Context) error{
 		"network": a.network.Run, "directory": a.directory.Run, "providers": a.providers.Run,
-		"fetch": a.fetcher.Run, "doors": a.serveDoors,
+		"fetch": a.fetcher.Run, "ahead": a.ahead.Run, "doors": a.serveDoors,
 	} {
 		services.Go(func() error {
 			if err := run(serving); err != nil && serving.Err() == nil {

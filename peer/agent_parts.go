@@ -11,6 +11,7 @@ import (
 	"github.com/covey-cache/covey/blockstore"
 	"github.com/covey-cache/covey/dht"
 	"github.com/covey-cache/covey/fetch"
+	"github.com/covey-cache/covey/fetch/ahead"
 )
 
 // agentBlocks is what mounts read from: the fetcher, and the store's whole
@@ -18,6 +19,16 @@ import (
 type agentBlocks struct {
 	*fetch.Fetcher
 	store *blockstore.Store
+	ahead *ahead.Reader
+}
+
+// Get is what a reader of a mount asks for. What the agent fetches for itself
+// says nothing about whether a plan is right, and goes to the fetcher directly.
+func (b *agentBlocks) Get(ctx context.Context, e *covey.Extent, slot int) (blockstore.Handle, error) {
+	if slot >= 0 && slot < len(e.Blocks) {
+		b.ahead.Asked(e.Blocks[slot])
+	}
+	return b.Fetcher.Get(ctx, e, slot)
 }
 
 // admittedAtMost is the largest object, in blocks, that OpenWhole waits for while
@@ -28,6 +39,15 @@ const admittedAtMost = 2
 // OpenWhole opens the object's file when every block is cached, and waits for the
 // store where the last bytes of a small object have only just arrived.
 func (b *agentBlocks) OpenWhole(o covey.Object) (*os.File, error) {
+	f, err := b.openWhole(o)
+	if err == nil && o.Blocks() > 0 {
+		// From here on the kernel reads by itself.
+		b.ahead.Asked(o.Block(0))
+	}
+	return f, err
+}
+
+func (b *agentBlocks) openWhole(o covey.Object) (*os.File, error) {
 	f, err := b.store.OpenWhole(o)
 	if err == nil || o.Blocks() > admittedAtMost || !b.Admitted(o) {
 		return f, err

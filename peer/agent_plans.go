@@ -15,6 +15,7 @@ import (
 
 	"github.com/covey-cache/covey"
 	"github.com/covey-cache/covey/dataset"
+	"github.com/covey-cache/covey/fetch"
 	"github.com/covey-cache/covey/fetch/ahead"
 	"github.com/covey-cache/covey/gateway"
 )
@@ -81,6 +82,7 @@ type heldPlan struct {
 	state     string
 	reason    string
 	layout    *ahead.Layout
+	reading   *ahead.Job
 	lease     time.Duration
 	expires   time.Time
 	positions []uint64
@@ -226,6 +228,7 @@ func (a *Agent) runPlan(ctx context.Context, p *heldPlan, ds *dataset.Dataset) {
 	ctx, stop := context.WithCancel(ctx)
 	resolved := make(chan error, 1)
 	var resolving sync.WaitGroup
+	defer a.stopReading(p)
 	defer resolving.Wait()
 	defer stop()
 	resolving.Go(func() { resolved <- a.resolvePlan(ctx, p, ds) })
@@ -258,12 +261,39 @@ func (a *Agent) resolvePlan(ctx context.Context, p *heldPlan, ds *dataset.Datase
 	if err := p.order.Fits(l.Samples()); err != nil {
 		return err
 	}
+	j := a.ahead.Add(ahead.JobOptions{ID: p.id, Data: l, Bytes: l.Bytes(), Order: p.order, Ranks: p.ranks})
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.layout, p.state = l, planActive
+	p.layout, p.reading, p.state = l, j, planActive
 	p.manifest = ahead.Manifest{} // the layout has it all
 	return nil
 }
+
+// stopReading ends reading ahead for a plan.
+func (a *Agent) stopReading(p *heldPlan) {
+	p.mu.Lock()
+	j := p.reading
+	p.mu.Unlock()
+	if j != nil {
+		a.ahead.Remove(j)
+	}
+}
+
+// planRoom is how many bytes of a manifest's files the cache could hold: what is
+// free, less a little for what others admit meanwhile, and what such files take
+// already.
+func (a *Agent) planRoom(d ahead.Data) int64 {
+	u := a.store.Usage()
+	free := u.Budget - u.Used - u.Reserved
+	du, err := a.store.Du(func(o covey.Object) bool { return d.Has(o) })
+	if err != nil {
+		a.log.Debug("what a manifest takes in the cache is not known", "error", err)
+	}
+	return max(free-u.Budget/roomMargin, 0) + du.Used
+}
+
+// roomMargin is what part of the cache's budget a plan leaves alone.
+const roomMargin = 500
 
 // live takes a reading of the cursor into account, and reports whether the lease
 // still runs.
@@ -273,6 +303,9 @@ func (p *heldPlan) live(moved bool, now time.Time) bool {
 	if moved {
 		copy(p.positions, p.cursor.last)
 		p.expires = now.Add(p.lease)
+		if p.reading != nil {
+			p.reading.Advance(p.positions)
+		}
 	}
 	return now.Before(p.expires)
 }
@@ -298,7 +331,23 @@ func (p *heldPlan) snapshot() gateway.Plan {
 	for i, rank := range p.ranks {
 		s.Ranks = append(s.Ranks, gateway.PlanRank{Rank: rank, Position: p.positions[i], Samples: p.order.Total(rank)})
 	}
+	if p.reading != nil {
+		addReading(&s, p.reading.Status())
+	}
 	return s
+}
+
+// addReading adds to a plan what was read ahead for it.
+func addReading(s *gateway.Plan, r ahead.Status) {
+	if r.Dropped != "" {
+		s.State, s.Reason = planDropped, r.Dropped
+	}
+	s.Nodes, s.OwnedBytes, s.ResidentBytes = r.Nodes, r.Owned, r.Resident
+	s.Fetched = gateway.FetchedBytes{Local: r.Fetched[fetch.Local], Neighbour: r.Fetched[fetch.Neighbour], Origin: r.Fetched[fetch.Origin]}
+	s.Reads, s.Unplanned, s.Divergence = r.Reads, r.Unplanned, r.Divergence
+	for i, k := range r.Ranks {
+		s.Ranks[i].AheadSamples, s.Ranks[i].AheadBytes = k.Samples, k.Bytes
+	}
 }
 
 // Plans returns every plan, oldest first.
