@@ -341,7 +341,7 @@ func TestPlannedReadsTheOriginOnce(t *testing.T) {
 // epoch.
 func TestPlannedSitsOnTheFloor(t *testing.T) {
 	for name, d := range map[string]*testData{
-		"files": {sizes: files(600)}, "large files": {sizes: slices.Repeat([]int64{20 * testBlock}, 60)},
+		"files": {sizes: files(600)}, "large files": {sizes: slices.Repeat([]int64{10 * testBlock}, 200)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
