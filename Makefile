@@ -87,7 +87,8 @@ bench: build ## warm reads through the mount over the native file, as ratios
 .PHONY: bench-mount
 bench-mount: build ## the mount's budget, row by row, over the native file in one run
 	bin/covey-testnet bench --mount --rounds $(or $(ROUNDS),5)
-	$(GO) test -run '^$$' -bench 'Push|Table' -benchtime 5x ./mount ./dataset
+	bin/covey-testnet bench --names $(or $(NAMES),1000000) --rounds 3
+	$(GO) test -run '^$$' -bench 'Push|Table' -benchtime 3x ./mount
 
 .PHONY: bench-blockstore
 bench-blockstore: ## the store against the raw file system, benchstat-ready

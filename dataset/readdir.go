@@ -106,3 +106,11 @@ func (d *Dataset) readRest(old *listing, last string, err error, yield func(Entr
 		}
 	}
 }
+
+// Settled reports whether the directory's listing is known to its end, is
+// believed, and misses nothing: whoever keeps what ReadDir yields now has all of
+// it, for as long as the listing's age allows.
+func (d *Dataset) Settled(path string) bool {
+	l, fresh, _ := d.cached(path)
+	return fresh && len(l.late) == 0
+}

@@ -342,7 +342,7 @@ func (t *nodes) settle(ids []uint64, size, mtime int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, id := range ids {
-		if n := t.byID[id]; n != nil {
+		if n := t.byID.get(id); n != nil {
 			n.size, n.mtime = size, mtime
 		}
 	}

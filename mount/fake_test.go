@@ -58,6 +58,7 @@ type fakeNames struct {
 	down        error // what every method that asks the origin returns
 	invalidated map[string]int
 	lookups     atomic.Int64
+	lists       atomic.Int64
 }
 
 func newFakeNames() *fakeNames {
@@ -120,6 +121,7 @@ func (f *fakeNames) Lookup(_ context.Context, p string) (dataset.Entry, error) {
 }
 
 func (f *fakeNames) list(dir string) (all []dataset.Entry, err error) {
+	f.lists.Add(1)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for p, e := range f.entries {
@@ -143,6 +145,12 @@ func (f *fakeNames) ReadDir(_ context.Context, dir string) iter.Seq2[dataset.Ent
 			yield(dataset.Entry{}, fmt.Errorf("list %s: %w", dir, err))
 		}
 	}
+}
+
+func (f *fakeNames) Settled(string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.down == nil
 }
 
 func (f *fakeNames) Object(p string, e dataset.Entry) covey.Object {

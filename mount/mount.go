@@ -46,6 +46,7 @@ type Names interface {
 	Options() dataset.Options
 	Lookup(ctx context.Context, path string) (dataset.Entry, error)
 	ReadDir(ctx context.Context, path string) iter.Seq2[dataset.Entry, error]
+	Settled(path string) bool
 	Object(path string, e dataset.Entry) covey.Object
 	Extent(ctx context.Context, path string, e dataset.Entry, index int) (*covey.Extent, int, error)
 	Invalidate(path string)

@@ -339,9 +339,9 @@ func TestNodes(t *testing.T) {
 	c1 := tab.enter(dir, file("x", "1"), attr)
 	tab.mu.Lock()
 	c2 := tab.add(dir, c1.ino, file("y", "1"))
-	tab.unlink(c1)
-	if tab.byIno[c1.ino] != c2 || c2.next != nil {
-		t.Error("chain after an unlink behind its head")
+	tab.byName.remove(c1)
+	if tab.byName.find(dir, c1.ino, "y") != c2 || tab.byName.find(dir, c1.ino, "x") != nil {
+		t.Error("two names of one hash after one of them went")
 	}
 	tab.mu.Unlock()
 	if got := c1.path(); got != "a/x" {

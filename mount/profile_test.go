@@ -330,3 +330,25 @@ func TestParseProfile(t *testing.T) {
 		t.Errorf("tiny: %v", err)
 	}
 }
+
+// TestKernelKeepsSettledListings lists an immutable directory again: nothing comes
+// to the daemon but the open. While the listing is not settled, it does.
+func TestKernelKeepsSettledListings(t *testing.T) {
+	names := smallSet(500)
+	m := start(t, names, Options{})
+	names.fail(covey.ErrUnavailable)
+	if _, err := os.ReadDir(m.path("d")); !isErrno(err, syscall.EIO) {
+		t.Fatalf("a listing that broke off: %v", err)
+	}
+	names.fail(nil)
+	m.list(t, "d")
+	lists := names.lists.Load()
+	for range 3 {
+		if got, err := os.ReadDir(m.path("d")); err != nil || len(got) != 500 {
+			t.Fatalf("%d entries, %v", len(got), err)
+		}
+	}
+	if n := names.lists.Load() - lists; n != 0 {
+		t.Errorf("the daemon listed %d times more", n)
+	}
+}

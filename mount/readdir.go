@@ -108,6 +108,11 @@ func (t *tree) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 		return fuse.Status(unix.ESTALE)
 	}
 	out.Fh = t.dirs.add(&dirHandle{node: n})
+	if t.names.Options().Immutable && t.writes == nil && t.names.Settled(n.path()) {
+		// It will never be another, so the kernel may answer from its own copy. A
+		// listing that is not complete yet must not become one.
+		out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
+	}
 	return fuse.OK
 }
 

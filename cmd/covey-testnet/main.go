@@ -67,12 +67,16 @@ func benchCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "bench", Short: "Warm reads through a mount over the native file, as ratios", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if n, _ := c.Flags().GetInt("names"); n > 0 {
+				return testnet.BenchNames(c.Context(), opts, n)
+			}
 			if whole, _ := c.Flags().GetBool("mount"); whole {
 				return testnet.BenchMount(c.Context(), opts)
 			}
 			return testnet.Bench(c.Context(), opts)
 		},
 	}
+	c.Flags().Int("names", 0, "one directory with that many entries instead, on /dev/shm")
 	c.Flags().Bool("mount", false, "every row of the mount's budget instead")
 	c.Flags().StringVar(&opts.Binary, "binary", beside("covey"), "the covey program")
 	c.Flags().IntVar(&opts.Rounds, "rounds", 5, "rounds; the median counts")
