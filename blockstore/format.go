@@ -33,6 +33,8 @@ const (
 	nameProbe = "probe"
 	// nameTrash is data whose index is gone, on its way out.
 	nameTrash = "trash"
+	// nameStaging is not the store's: mounts that may write stage files there.
+	nameStaging = "staging"
 )
 
 // formatVersion is the version of everything in the directory. Version 1 has no
@@ -167,7 +169,7 @@ func (l layout) claim() error {
 	}
 	for _, n := range names {
 		switch n {
-		case nameLock, nameFormat + ".new", nameData, nameIndex, nameBad, nameDamaged, nameProbe, nameTrash, "lost+found":
+		case nameLock, nameFormat + ".new", nameData, nameIndex, nameBad, nameDamaged, nameProbe, nameTrash, nameStaging, "lost+found":
 		default:
 			return fmt.Errorf("it holds %q, which is not a cache; give an empty directory: %w", n, covey.ErrInvalid)
 		}

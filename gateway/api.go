@@ -87,6 +87,8 @@ type Status struct {
 	CorruptBlocks   map[string]int64 `json:"corrupt_blocks"`
 	Tiers           []Tier           `json:"tiers"`
 	Mounts          []Mount          `json:"mounts"`
+	// Staged are files written to mounts that are not at their origin.
+	Staged []StagedFile `json:"staged"`
 	// Plans are those of training jobs, oldest first.
 	Plans []Plan `json:"plans"`
 }
@@ -106,6 +108,8 @@ type Mount struct {
 	PassthroughWhy string `json:"passthrough_why,omitempty"`
 	// Profile is auto until the first open, then large or small.
 	Profile string `json:"profile"`
+	// RW says that programs may write.
+	RW bool `json:"rw"`
 	// Opens since the mount, by how they were served.
 	OpensPassthrough uint64 `json:"opens_passthrough"`
 	OpensDaemon      uint64 `json:"opens_daemon"`
@@ -133,6 +137,8 @@ type MountRequest struct {
 	Dir    string `json:"dir"`
 	// Profile is auto, large or small; empty means the agent's.
 	Profile string `json:"profile,omitempty"`
+	// Options are the mount's own.
+	Options MountOptions `json:"options,omitzero"`
 }
 
 // PrefetchRequest is the body of POST /api/v1/prefetch.

@@ -69,6 +69,7 @@ type handler struct {
 //	/api/v1/pin, unpin, evict, verify   POST PathRequest
 //	/api/v1/tiers            GET
 //	/api/v1/tiers/revive     POST TierRequest
+//	/api/v1/staged           POST StagedRequest
 //	/api/v1/jobs/{id}        GET; DELETE cancels
 //	/api/v1/plans            GET; POST PlanRequest
 //	/api/v1/plans/{id}       GET; DELETE cancels
@@ -104,6 +105,7 @@ func NewHandler(agent Agent, opts HandlerOptions) http.Handler {
 	}))
 	mux.Handle("/api/v1/locate", h.route(verbs{http.MethodGet: h.locate}))
 	mux.Handle("/api/v1/prefetch", h.route(verbs{http.MethodPost: h.prefetch}))
+	mux.Handle("/api/v1/staged", h.route(verbs{http.MethodPost: h.staged}))
 	h.addCache(mux)
 	h.addPlans(mux)
 	addOpenAPI(mux)
@@ -220,6 +222,7 @@ func (h *handler) status(*http.Request) (any, error) {
 	if err := h.agent.Ready(); err != nil {
 		s.Ready, s.NotReady = false, oneLine(err.Error())
 	}
+	s.Staged = list(s.Staged)
 	s.Listen, s.Tiers, s.Mounts, s.Plans = list(s.Listen), list(s.Tiers), list(s.Mounts), list(s.Plans)
 	if s.OriginRequests == nil {
 		s.OriginRequests = map[string]int64{}

@@ -27,6 +27,7 @@ var update = flag.Bool("update", false, "write openapi.yaml's schemas anew from 
 var described = []any{
 	Status{}, FetchedBytes{}, Tier{}, Mount{}, Peer{}, MountRequest{}, PrefetchRequest{}, PathRequest{}, TierRequest{},
 	Stat{}, Du{}, DuSource{}, Pinned{}, Evicted{}, Job{}, Location{}, BlockLocation{},
+	MountOptions{}, StagedFile{}, StagedRequest{},
 	PlanRequest{}, PlanManifest{}, PlanRenewal{}, Plan{}, PlanRank{},
 }
 
@@ -83,6 +84,8 @@ func schemaOf(t *testing.T, f reflect.Type) string {
 		return "type: boolean"
 	case reflect.Int, reflect.Int64, reflect.Uint64, reflect.Uint32:
 		return "type: integer"
+	case reflect.Pointer:
+		return schemaOf(t, f.Elem())
 	case reflect.Float64:
 		return "type: number"
 	case reflect.Slice:

@@ -36,7 +36,7 @@ const (
 // otherwise.
 func attach(t *tree, dir string, opts Options, log *slog.Logger) (*fuse.Server, error) {
 	o := fuse.MountOptions{
-		AllowOther:    opts.AllowOther || os.Geteuid() == 0,
+		AllowOther:    opts.AllowOther,
 		MaxBackground: background,
 		MaxWrite:      maxRequest,
 		MaxReadAhead:  readahead,

@@ -130,6 +130,8 @@ type Status struct {
 	// Profile is Auto as long as it is not decided.
 	Profile Profile
 	Pushed  Pushed
+	// Writable says that programs may write.
+	Writable bool
 	// Passthrough says whether the kernel reads whole files by itself; when
 	// not, PassthroughWhy says why in one line.
 	Passthrough     bool
@@ -252,6 +254,7 @@ func (m *Mount) Status() Status {
 		Dir:             m.dir,
 		Profile:         m.tree.profile.now(),
 		Pushed:          m.tree.pusher.status(),
+		Writable:        !m.tree.readOnly(),
 		Passthrough:     why == "",
 		PassthroughWhy:  why,
 		OpenPassthrough: m.tree.openPassthrough.Load(),

@@ -278,8 +278,8 @@ func (s *Staging) List() []Staged {
 	return list
 }
 
-// errStagedBusy says that a mount has the file in its hands.
-var errStagedBusy = errors.New("a mount is writing or uploading it")
+// ErrStagedBusy says that a mount has the file in its hands.
+var ErrStagedBusy = errors.New("a mount is writing or uploading it")
 
 // left returns a file that no mount has in hand, with its data open for reading.
 func (s *Staging) left(id string) (*stagedFile, error) {
@@ -291,7 +291,7 @@ func (s *Staging) left(id string) (*stagedFile, error) {
 	case f == nil:
 		return nil, fmt.Errorf("staged file %s: %w", id, fs.ErrNotExist)
 	case busy:
-		return nil, fmt.Errorf("staged file %s: %w", id, errStagedBusy)
+		return nil, fmt.Errorf("staged file %s: %w", id, ErrStagedBusy)
 	}
 	return f, nil
 }

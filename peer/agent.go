@@ -48,7 +48,10 @@ type CacheDir struct {
 }
 
 // MountSpec is a source to mount and where.
-type MountSpec struct{ Source, Dir string }
+type MountSpec struct {
+	Source, Dir string
+	Options     gateway.MountOptions
+}
 
 // AgentOptions configure an agent. Cache is required; the zero value of the
 // rest makes a standalone agent on a free loopback port without HTTP.
@@ -68,9 +71,12 @@ type AgentOptions struct {
 	// 0.
 	DataListen string
 	Mounts     []MountSpec
-	HTTP       string // HOST:PORT of the read-only HTTP door; "" for none
-	API        string // path of the control socket; "" for none
-	Version    string
+	// Staging is how many bytes mounts that may write stage at once, beside the
+	// cache; 0 means a quarter of its budget.
+	Staging int64
+	HTTP    string // HOST:PORT of the read-only HTTP door; "" for none
+	API     string // path of the control socket; "" for none
+	Version string
 	// Dataset is the policy of every data set.
 	Dataset dataset.Options
 	// Mount is how every mount behaves.
@@ -163,9 +169,11 @@ type Agent struct {
 	mountMetrics  *mount.Metrics
 	corrupt       *corruptCounter
 
-	mounts *mountTable
-	jobs   *jobTable
-	plans  *planTable
+	mounts  *mountTable
+	written *regrouper
+	staging *mount.Staging // nil: nothing can be mounted to write
+	jobs    *jobTable
+	plans   *planTable
 	// changing has a value while somebody pins, unpins or evicts by path.
 	changing chan struct{}
 
@@ -202,7 +210,7 @@ func NewAgent(opts AgentOptions) (*Agent, error) {
 	a.originMetrics = origin.NewMetrics(a.registry)
 	a.mountMetrics = mount.NewMetrics(a.registry)
 	a.corrupt = newCorruptCounter(a.registry)
-	a.mounts = newMountTable()
+	a.mounts, a.written = newMountTable(), newRegrouper()
 	a.jobs, a.changing = newJobTable(), make(chan struct{}, 1)
 	a.plans = newPlanTable(opts.StateDir)
 	if err := a.open(); err != nil {
@@ -217,6 +225,7 @@ func (a *Agent) open() (err error) {
 	if err := a.openStore(); err != nil {
 		return err
 	}
+	a.openStaging()
 	a.network, err = NewNetwork(NetworkOptions{
 		StateDir: a.opts.StateDir, Listen: a.opts.Listen, Join: a.opts.Join, Key: a.opts.ClusterKey,
 		Zone: a.opts.Zone, Rack: a.opts.Rack, Host: a.opts.HostName, NICBits: nicBits(a.opts.Listen), Capacity: a.store.Usage().Budget,
@@ -303,6 +312,14 @@ func (a *Agent) Run(ctx context.Context) error {
 		return nil
 	})
 
+	services.Go(func() error {
+		a.resumeStaged(running)
+		return nil
+	})
+	services.Go(func() error {
+		a.regroup(running)
+		return nil
+	})
 	err := a.start(running)
 	if err == nil {
 		<-running.Done()
@@ -347,7 +364,7 @@ func (a *Agent) mountConfigured(ctx context.Context) error {
 	for _, m := range a.opts.Mounts {
 		a.notReady.Store("mounting " + m.Source)
 		for {
-			_, err := a.Mount(ctx, gateway.MountRequest{Source: m.Source, Dir: m.Dir})
+			_, err := a.Mount(ctx, gateway.MountRequest{Source: m.Source, Dir: m.Dir, Options: m.Options})
 			if err == nil || ctx.Err() != nil {
 				break
 			}

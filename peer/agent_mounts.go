@@ -209,12 +209,26 @@ func (a *Agent) attach(ctx context.Context, e *mountEntry, r gateway.MountReques
 		return nil, nil, err
 	}
 	opts.Metrics, opts.Log = a.mountMetrics, a.log
+	if err := a.apply(&opts, r.Options, ds); err != nil {
+		release()
+		return nil, nil, fmt.Errorf("mount %s on %s: %w", r.Source, r.Dir, err)
+	}
 	if m, err = mount.New(ds, a.blocks, e.dir, opts); err != nil {
 		release()
 		return nil, nil, err
 	}
 	a.mounts.serving(e, ds, m)
 	return m, release, nil
+}
+
+// apply sets what one mount has that others have not.
+func (a *Agent) apply(opts *mount.Options, o gateway.MountOptions, ds *dataset.Dataset) (err error) {
+	opts.AllowOther = opts.AllowOther || o.AllowOther
+	opts.UID, opts.GID, opts.Umask = o.UID, o.GID, o.Umask
+	if o.RW {
+		opts.Write, err = a.writeOptions(ds)
+	}
+	return err
 }
 
 // Unmount unmounts a directory; with files open in it that is an error and the
@@ -281,6 +295,7 @@ func mountStatus(e *mountEntry) gateway.Mount {
 	return gateway.Mount{
 		Source: s.Source, Dir: s.Dir, Passthrough: s.Passthrough, PassthroughWhy: s.PassthroughWhy,
 		Profile:          s.Profile.String(),
+		RW:               s.Writable,
 		OpensPassthrough: s.OpenPassthrough, OpensDaemon: s.OpenDaemon,
 	}
 }

@@ -26,7 +26,7 @@ func (a *Agent) Status() gateway.Status {
 		Fetched:     gateway.FetchedBytes{Local: totals.Local, Neighbour: totals.Neighbour, Origin: totals.Origin},
 		OriginBytes: a.originMetrics.Bytes(), OriginRequests: a.originMetrics.Requests(),
 		OriginOverrides: totals.Overrides, CorruptBlocks: a.corrupt.snapshot(),
-		Tiers: a.Tiers(), Mounts: a.Mounts(), Plans: a.Plans(),
+		Tiers: a.Tiers(), Mounts: a.Mounts(), Staged: a.staged(), Plans: a.Plans(),
 	}
 }
 

@@ -71,7 +71,8 @@ func peerOptions(c *agentConfig, log *slog.Logger) (peer.AgentOptions, error) {
 		API:       c.api,
 		Version:   readVersion().Version,
 		Dataset:   dataset.Options{MaxAge: c.policy.maxAge, Immutable: c.policy.immutable},
-		Mount:     mount.Options{ReadTimeout: c.policy.readTimeout, Profile: c.policy.profile},
+		Mount:     mount.Options{ReadTimeout: c.policy.readTimeout, Profile: c.policy.profile, AllowOther: c.allowOther},
+		Staging:   c.staging,
 		Log:       log,
 	}
 	opts.DataListen = c.dataListen
@@ -79,7 +80,7 @@ func peerOptions(c *agentConfig, log *slog.Logger) (peer.AgentOptions, error) {
 		opts.Cache = append(opts.Cache, peer.CacheDir{Dir: d.dir, Size: d.size})
 	}
 	for _, m := range c.mounts {
-		opts.Mounts = append(opts.Mounts, peer.MountSpec{Source: m.source, Dir: m.dir})
+		opts.Mounts = append(opts.Mounts, peer.MountSpec{Source: m.source, Dir: m.dir, Options: m.options})
 	}
 	if c.clusterKey != "" {
 		key, err := readClusterKey(c.clusterKey, log)

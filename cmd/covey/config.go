@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -10,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/covey-cache/covey/gateway"
 )
 
 // The fixed addresses.
@@ -30,6 +33,8 @@ type agentConfig struct {
 	api        string // a path
 	http       string // "" when off
 	mounts     []mountSpec
+	allowOther bool
+	staging    int64 // 0 for the default
 	dataPlane  string
 	dataListen string // "" for the default
 	policy     policy
@@ -40,7 +45,10 @@ type agentConfig struct {
 }
 
 // mountSpec is one value of --mount.
-type mountSpec struct{ source, dir string }
+type mountSpec struct {
+	source, dir string
+	options     gateway.MountOptions
+}
 
 // loadConfig gathers a command's settings: flag over environment over file over
 // default.
@@ -188,6 +196,43 @@ func (c *agentConfig) parseMounts(l layer, _ func(string) string) error {
 		}
 		taken[m.dir] = true
 		c.mounts = append(c.mounts, m)
+	}
+	return errors.Join(c.parseMountOptions(l), c.parseWrites(l))
+}
+
+// parseMountOptions gives the mounts their own options. A directory may have a
+// "=" itself, so each is looked for as a whole.
+func (c *agentConfig) parseMountOptions(l layer) error {
+	for _, text := range l["mount-options"].words {
+		found := false
+		for i := range c.mounts {
+			rest, ok := strings.CutPrefix(text, c.mounts[i].dir+"=")
+			if !ok {
+				continue
+			}
+			o, err := gateway.ParseMountOptions(rest)
+			if err != nil {
+				return l.fault("mount-options", err)
+			}
+			c.mounts[i].options, found = o, true
+		}
+		if !found {
+			return l.fault("mount-options", fmt.Errorf("%q: write it like DIR=OPTION,... with the DIR of a mount", text))
+		}
+	}
+	return nil
+}
+
+func (c *agentConfig) parseWrites(l layer) (err error) {
+	if v, ok := l["allow-other"]; ok {
+		if c.allowOther, err = strconv.ParseBool(v.words[0]); err != nil {
+			return l.fault("allow-other", fmt.Errorf("%q is neither true nor false", v.words[0]))
+		}
+	}
+	if v, ok := l["staging"]; ok {
+		if c.staging, err = parseSize(v.words[0]); err != nil || c.staging <= 0 {
+			return l.fault("staging", fmt.Errorf("%q: write a size like 64GiB", v.words[0]))
+		}
 	}
 	return nil
 }

@@ -112,7 +112,7 @@ func TestConfigPrecedence(t *testing.T) {
 	want := func(dir, port, host string) agentConfig {
 		return agentConfig{
 			state: dir, cache: []cacheDir{{dir, 1 << 30}}, listen: "127.0.0.1:" + port, join: []string{host + ":1"},
-			clusterKey: dir, api: dir, http: "127.0.0.1:" + port, mounts: []mountSpec{{"s3:/" + dir + "?a=b", dir}},
+			clusterKey: dir, api: dir, http: "127.0.0.1:" + port, mounts: []mountSpec{{source: "s3:/" + dir + "?a=b", dir: dir}},
 			dataPlane: "plain", dataListen: "127.0.0.1:" + port, zone: host, rack: host, host: host,
 		}
 	}
@@ -135,16 +135,16 @@ func TestConfigLists(t *testing.T) {
 		"COVEY_MOUNT": "s3://x/a,b=/a;\n /src=/b\n",
 	}, "cluster-key: /k\n")
 	if err != nil || !reflect.DeepEqual(c.join, []string{"a:1", "b:2"}) ||
-		!reflect.DeepEqual(c.mounts, []mountSpec{{"s3://x/a,b", "/a"}, {"/src", "/b"}}) {
+		!reflect.DeepEqual(c.mounts, []mountSpec{{source: "s3://x/a,b", dir: "/a"}, {source: "/src", dir: "/b"}}) {
 		t.Errorf("from the environment: %+v, %v", c, err)
 	}
 	c, err = load(t, nil, "cluster-key: /k\njoin: [a:1, \"b:2,c:3\"]\nmount:\n  - s3://x/a;b=/a\n  - /src=/b\n")
 	if err != nil || !reflect.DeepEqual(c.join, []string{"a:1", "b:2", "c:3"}) ||
-		!reflect.DeepEqual(c.mounts, []mountSpec{{"s3://x/a;b", "/a"}, {"/src", "/b"}}) {
+		!reflect.DeepEqual(c.mounts, []mountSpec{{source: "s3://x/a;b", dir: "/a"}, {source: "/src", dir: "/b"}}) {
 		t.Errorf("from the file: %+v, %v", c, err)
 	}
 	c, err = load(t, nil, "", "--cluster-key=/k", "--join=a:1,b:2", "--join=c:3", "--mount=/s,1;=/a", "--mount=/t=/b", "--cache=/c,d:1GiB", "--http=")
-	if err != nil || len(c.join) != 3 || !reflect.DeepEqual(c.mounts, []mountSpec{{"/s,1;", "/a"}, {"/t", "/b"}}) ||
+	if err != nil || len(c.join) != 3 || !reflect.DeepEqual(c.mounts, []mountSpec{{source: "/s,1;", dir: "/a"}, {source: "/t", dir: "/b"}}) ||
 		c.cache[0].dir != "/c,d" || c.http != "" {
 		t.Errorf("from flags: %+v, %v", c, err)
 	}

@@ -40,6 +40,8 @@ a plain path.`,
 		Args:    exactly("SOURCE", "DIR"),
 		RunE:    a.mount,
 	}
+	cmd.Flags().Bool("rw", false, "let programs write (off by default)")
+	cmd.Flags().StringP("options", "o", "", "`OPTION,...` of this mount: rw, allow_other, uid=N, gid=N, umask=OCTAL")
 	cmd.Flags().String("profile", "", "how files are opened, `auto|large|small` (default: the agent's)")
 	addClientFlags(cmd)
 	addJSONFlag(cmd)
@@ -62,6 +64,10 @@ func (a *app) mount(cmd *cobra.Command, args []string) error {
 	if _, err := mount.ParseProfile(profile); err != nil {
 		return misuse("--profile: %w", err)
 	}
+	options, err := mountOptions(cmd)
+	if err != nil {
+		return err
+	}
 	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	client, err := a.client(cmd)
@@ -75,7 +81,7 @@ func (a *app) mount(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	defer client.Close()
-	m, err := client.Mount(ctx, gateway.MountRequest{Source: source, Dir: dir, Profile: profile})
+	m, err := client.Mount(ctx, gateway.MountRequest{Source: source, Dir: dir, Profile: profile, Options: options})
 	if errors.Is(err, context.Canceled) {
 		return fmt.Errorf("mount %s on %s: interrupted", source, dir)
 	}
@@ -87,6 +93,22 @@ func (a *app) mount(cmd *cobra.Command, args []string) error {
 	}
 	fmt.Fprintf(a.stdout, "%s mounted on %s\n", m.Source, m.Dir)
 	return nil
+}
+
+// mountOptions reads -o and --rw.
+func mountOptions(cmd *cobra.Command) (gateway.MountOptions, error) {
+	text, err := cmd.Flags().GetString("options")
+	if err != nil {
+		return gateway.MountOptions{}, err
+	}
+	o, err := gateway.ParseMountOptions(text)
+	if err != nil {
+		return o, misuse("-o: %w", err)
+	}
+	if rw, _ := cmd.Flags().GetBool("rw"); rw {
+		o.RW = true
+	}
+	return o, nil
 }
 
 // mountPoint makes DIR absolute and looks that it can be mounted on, before an

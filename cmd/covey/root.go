@@ -64,6 +64,7 @@ func (a *app) commands() []*cobra.Command {
 		a.umountCommand(),
 		a.prefetchCommand(),
 		a.statusCommand(),
+		a.stagedCommand(),
 		a.peersCommand(),
 		a.mountsCommand(),
 		a.plansCommand(),

@@ -42,6 +42,9 @@ var settings = []setting{
 	{"mount", byLine, "mount `SOURCE=DIR`, cut at its last \"=\"; may be repeated"},
 	{"data-plane", single, "how blocks travel, `tls|plain`; plain is bare TCP, for a fabric that is trusted (default tls)"},
 	{"data-listen", single, "`HOST:PORT` of the plain data plane (default: the host of --listen, and its port + 2)"},
+	{"mount-options", byLine, "options of the mount on DIR, `DIR=OPTION,...`: rw, allow_other, uid=N, gid=N, umask=OCTAL; may be repeated"},
+	{"allow-other", single, "let other users read every mount, as their permission bits say; `true` or false (default false)"},
+	{"staging", single, "`SIZE` that files written to mounts may take until they are uploaded (default a quarter of the first cache)"},
 	{"max-age", single, "believe a listing for `TIME` before asking the origin again; 0s asks at each open (default 1m)"},
 	{"immutable", single, "no object ever changes: listings are believed for ever; `true` or false (default false)"},
 	{"profile", single, "how mounts open files, `auto|large|small`: large passes whole files through to the kernel; small has the kernel open small files of immutable data sets by itself; auto decides by the listing (default auto)"},
@@ -54,7 +57,7 @@ var settings = []setting{
 }
 
 // switches are the settings that a flag without a value turns on.
-var switches = []string{"immutable"}
+var switches = []string{"immutable", "allow-other"}
 
 // value is what a setting was given, and where, for error messages.
 type value struct {

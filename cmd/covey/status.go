@@ -84,6 +84,9 @@ func showStatus(w io.Writer, s gateway.Status) {
 	for _, m := range s.Mounts {
 		fmt.Fprintf(w, "mount\t%s: %s, %s\n", m.Dir, m.Source, passthrough(m))
 	}
+	for _, f := range s.Staged {
+		fmt.Fprintf(w, "staged\t%s: %s, %q of %s %s\n", f.State, formatSize(f.Size), f.Path, f.Source, oneLine(f.Error))
+	}
 	for _, p := range s.Plans {
 		fmt.Fprintf(w, "plan\t%s\n", describePlan(p))
 	}
