@@ -33,7 +33,7 @@ func (t *tree) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out 
 	if err != nil {
 		return t.refused(ctx, "mkdir failed", path, err)
 	}
-	t.enter(dir, e, out)
+	t.enter(dir, e, out, t.believe(dir.child(name)))
 	return fuse.OK
 }
 

@@ -59,6 +59,7 @@ type fakeNames struct {
 	invalidated map[string]int
 	lookups     atomic.Int64
 	lists       atomic.Int64
+	watcher     dataset.Watcher
 }
 
 func newFakeNames() *fakeNames {
@@ -145,6 +146,23 @@ func (f *fakeNames) ReadDir(_ context.Context, dir string) iter.Seq2[dataset.Ent
 			yield(dataset.Entry{}, fmt.Errorf("list %s: %w", dir, err))
 		}
 	}
+}
+
+func (f *fakeNames) Believed(string) time.Duration   { return f.left() }
+func (f *fakeNames) BelievedIn(string) time.Duration { return f.left() }
+
+func (f *fakeNames) left() time.Duration {
+	if f.opts.Immutable {
+		return 1 << 62
+	}
+	return max(0, f.opts.MaxAge)
+}
+
+func (f *fakeNames) Watch(w dataset.Watcher) (stop func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.watcher = w
+	return func() {}
 }
 
 func (f *fakeNames) Settled(string) bool {

@@ -50,6 +50,9 @@ type Names interface {
 	Object(path string, e dataset.Entry) covey.Object
 	Extent(ctx context.Context, path string, e dataset.Entry, index int) (*covey.Extent, int, error)
 	Invalidate(path string)
+	Believed(path string) time.Duration
+	BelievedIn(dir string) time.Duration
+	Watch(w dataset.Watcher) (stop func())
 }
 
 var _ Names = (*dataset.Dataset)(nil)
@@ -220,6 +223,7 @@ func newTree(names Names, blocks Blocks, opts Options, log *slog.Logger) (*tree,
 		passthrough:    registrar{limit: idleLimit()},
 	}
 	t.configurePush(opts)
+	t.changes.notes = make(chan string, maxChanges)
 	if opts.Profile != Auto {
 		t.beSmall(opts.Profile == Small)
 	}

@@ -3,6 +3,7 @@ package mount
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -43,11 +44,17 @@ type listing struct {
 	batches chan []dataset.Entry
 	err     error // valid once batches is closed
 	stop    context.CancelFunc
+	began   time.Time
+	known   bool          // the data set knew it when it began
+	age     time.Duration // for how long the kernel could believe it then
 }
 
 func (t *tree) list(path string) *listing {
 	ctx, stop := context.WithCancel(t.ctx)
-	l := &listing{batches: make(chan []dataset.Entry, dirBatches), stop: stop}
+	l := &listing{batches: make(chan []dataset.Entry, dirBatches), stop: stop, began: time.Now()}
+	if l.age = t.believeIn(path); l.age > 0 {
+		l.known = true
+	}
 	t.listings.Add(1)
 	go func() {
 		defer t.listings.Done()
@@ -141,6 +148,7 @@ func (t *tree) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEnt
 
 // ReadDirPlus returns names with attributes, each of them a lookup.
 func (t *tree) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	age := time.Duration(-1) // of the listing, asked for once
 	return t.readDir(cancel, in, func(dir *node, e fuse.DirEntry, entry dataset.Entry) bool {
 		slot := out.AddDirLookupEntry(e)
 		if slot == nil {
@@ -148,7 +156,10 @@ func (t *tree) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Di
 		}
 		// The kernel wants "." and ".." without a node.
 		if entry.Kind != 0 {
-			t.enter(dir, entry, slot)
+			if age < 0 {
+				age = t.believeListing(in.Fh)
+			}
+			t.enter(dir, entry, slot, age)
 		}
 		return true
 	})

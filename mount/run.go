@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -63,14 +64,12 @@ func (m *Mount) Run(ctx context.Context) error {
 // serve answers requests until the mount is gone, and gives everything back.
 func (m *Mount) serve() {
 	m.serveOnce.Do(func() {
-		pushing := make(chan struct{})
-		go func() {
-			defer close(pushing)
-			m.tree.runPusher(m.tree.ctx)
-		}()
+		var beside sync.WaitGroup
+		beside.Go(func() { m.tree.runPusher(m.tree.ctx) })
+		beside.Go(func() { m.tree.runChanges(m.tree.ctx) })
 		m.server.Serve()
 		m.cancel()
-		<-pushing
+		beside.Wait()
 		m.tree.shut()
 		close(m.served)
 	})

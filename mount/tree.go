@@ -49,6 +49,7 @@ type tree struct {
 	passthrough registrar
 	unopened    unopened
 	pusher      pusher
+	changes     changes
 	handles     shards[*handle]
 	dirs        shards[*dirHandle]
 	listings    sync.WaitGroup // goroutines of open directories
@@ -65,6 +66,7 @@ func (t *tree) Init(s *fuse.Server) {
 		return s.RegisterBackingFd(&fuse.BackingMap{Fd: fd})
 	}
 	t.passthrough.close = s.UnregisterBackingFd
+	t.changes.tell = s.EntryNotify
 	t.pusher.store, t.pusher.drop = s.InodeNotifyStoreCache, s.InodeNotify
 	t.notify = s
 	if s.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
@@ -83,7 +85,11 @@ func (t *tree) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, ou
 	}
 	ctx := t.begin(cancel, in)
 	defer ctx.end()
-	e, err := t.names.Lookup(ctx, dir.child(name))
+	path := dir.child(name)
+	// From before the look-up, so that what is learnt meanwhile does not make an
+	// older answer young.
+	age := t.believe(path)
+	e, err := t.names.Lookup(ctx, path)
 	if errors.Is(err, covey.ErrNotFound) {
 		// No node: the kernel may remember that the name does not exist.
 		out.SetEntryTimeout(t.absentAge)
@@ -94,21 +100,25 @@ func (t *tree) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, ou
 	}
 	if err != nil {
 		status := errno(ctx, err)
-		t.complain(ctx, "look-up failed", dir.child(name), status, err)
+		t.complain(ctx, "look-up failed", path, status, err)
 		return status
 	}
 	e.Name = name
-	t.enter(dir, e, out)
+	if age == 0 {
+		age = t.believe(path)
+	}
+	t.enter(dir, e, out, age)
 	return fuse.OK
 }
 
-// enter fills a reply that gives the kernel a reference to a node.
-func (t *tree) enter(dir *node, e dataset.Entry, out *fuse.EntryOut) {
+// enter fills a reply that gives the kernel a reference to a node, which it
+// believes for that long.
+func (t *tree) enter(dir *node, e dataset.Entry, out *fuse.EntryOut, age time.Duration) {
 	n := t.nodes.enter(dir, e, &out.Attr)
 	out.NodeId = n.id
 	out.Uid, out.Gid = t.uid, t.gid
-	out.SetEntryTimeout(t.entryAge)
-	out.SetAttrTimeout(t.entryAge)
+	out.SetEntryTimeout(age)
+	out.SetAttrTimeout(age)
 	if t.writes != nil && t.writes.dress(n, &out.Attr) {
 		t.writes.entered(n)
 		out.SetEntryTimeout(0)

@@ -69,7 +69,7 @@ func (t *tree) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, ou
 	if err != nil {
 		return t.refused(ctx, "create failed", path, err)
 	}
-	t.enter(dir, d.shown(name), &out.EntryOut)
+	t.enter(dir, d.shown(name), &out.EntryOut, 0)
 	return t.openDraft(d.version, t.nodes.get(out.NodeId), in.Flags, in.Pid, &out.OpenOut)
 }
 
