@@ -28,6 +28,7 @@ func (s *Store) Stat(o covey.Object) Stat {
 		}
 		st.Blocks += part.Blocks
 		st.Used += part.Used
+		st.Plain += part.Plain
 		st.Whole = st.Whole || part.Whole
 		st.Pinned = st.Pinned || part.Pinned
 	}

@@ -105,9 +105,11 @@ func newPacker(c Compression) (p *packer, err error) {
 
 func newEncoder(level zstd.EncoderLevel) (*zstd.Encoder, error) {
 	// No checksum in the frame: the record has one of the bytes on disk, and the
-	// digest of the plain ones.
+	// digest of the plain ones. Literals are always entropy coded: arrays of numbers
+	// have few matches, and bytes that are far from equally likely.
 	return zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithWindowSize(packWindow), zstd.WithEncoderCRC(false),
-		zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithLowerEncoderMem(true))
+		zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithLowerEncoderMem(true),
+		zstd.WithAllLitEntropyCompression(true))
 }
 
 const (

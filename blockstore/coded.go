@@ -61,14 +61,17 @@ const (
 	likeCoded
 )
 
-// codedLike says how the blocks are stored that an object has already. mu is held.
-func (s *tier) codedLike(id covey.ObjectID) likeness {
+// codedLike says how the blocks are stored that an object has already. A short last
+// block says nothing of the others. mu is held.
+func (s *tier) codedLike(o covey.Object, id covey.ObjectID) likeness {
 	e := s.table.find(&id)
-	switch {
+	switch last := o.Blocks() - 1; {
 	case e == nil || e.count == 0:
 		return likeNone
 	case e.flags&flagCoded != 0:
 		return likeCoded
+	case e.count == 1 && last > 0 && s.table.has(e, last) && o.BlockRange(last).Len < samples*sampleLen:
+		return likeNone
 	}
 	return likeRaw
 }

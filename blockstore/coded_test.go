@@ -127,6 +127,36 @@ func TestCodings(t *testing.T) {
 	}
 }
 
+// The first block of an object that says anything decides whether it is compressed,
+// whichever comes first, and after a restart as well.
+func TestAutoSamplesObjectsOnce(t *testing.T) {
+	opts := Options{Dir: t.TempDir(), Budget: 1 << 30, Compress: compression(t, "auto")}
+	s := mustOpen(t, opts)
+	text := object("text/a", 4*testBlock+5)
+	mixed := object("text/mixed", 4*testBlock)
+	noise := content(object("noise", testBlock).Block(0))
+	putAs := func(l covey.Locator, b []byte) {
+		t.Helper()
+		if err := s.Admit(l, placeOf(l), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, s, text.Block(4))
+	put(t, s, text.Block(0))
+	putAs(mixed.Block(2), noise)
+	put(t, s, mixed.Block(0))
+	mustClose(t, s)
+	s = mustOpen(t, opts)
+	put(t, s, text.Block(1))
+	put(t, s, mixed.Block(1))
+	if st := s.Stat(text); st.Used > st.Plain/2 {
+		t.Errorf("an object whose last, short block came first: %+v", st)
+	}
+	if st := s.Stat(mixed); st.Used != st.Plain {
+		t.Errorf("an object whose first block did not pack: %+v", st)
+	}
+}
+
 // checkHoles compares what the file takes with what the store counts, and looks for
 // plain bytes where there should be none.
 func checkHoles(t *testing.T, opts Options, s *tier, o covey.Object) {

@@ -70,7 +70,7 @@ func (s *tier) drop(l covey.Locator) error {
 // of a coded object it is in the block's record. mu is held, and given up between.
 func (s *tier) storedUse(l covey.Locator, k blockKey) (use int64, known bool) {
 	use = blockUse(l.Object, l.Index)
-	if s.codedLike(k.id) != likeCoded {
+	if s.codedLike(l.Object, k.id) != likeCoded {
 		return use, true
 	}
 	s.mu.Unlock()

@@ -12,6 +12,8 @@ type Stat struct {
 	Object covey.Object
 	Blocks int   // of it that are here
 	Used   int64 // disk use of those, in bytes
+	// Plain is what those would take if they were stored as they are.
+	Plain int64
 	// Missing is the most that the others would take.
 	Missing int64
 	Whole   bool // every block is here
@@ -42,7 +44,8 @@ func (s *tier) stat(st *Stat) bool {
 		return st.Pinned
 	}
 	st.Blocks, st.Used = int(e.count), s.table.objectUse(e, st.Object)
-	st.Missing -= s.table.plainUse(e, st.Object)
+	st.Plain = s.table.plainUse(e, st.Object)
+	st.Missing -= st.Plain
 	st.Whole = e.count == e.blocks
 	return true
 }
@@ -52,6 +55,7 @@ type Du struct {
 	Objects, Whole int // objects with any block (or of none), and with every block
 	Blocks         int
 	Used           int64 // disk use, in bytes
+	Plain          int64 // what that would be if all were stored as it is
 	Pinned         int   // objects that are pinned, here or not
 	PinnedUsed     int64 // disk use of those
 	Missing        int64 // what those still need
@@ -85,6 +89,7 @@ func (du *Du) add(st Stat) {
 	}
 	du.Blocks += st.Blocks
 	du.Used += st.Used
+	du.Plain += st.Plain
 	if st.Pinned {
 		du.Pinned++
 		du.PinnedUsed += st.Used
@@ -98,6 +103,7 @@ func (du *Du) sum(d Du) {
 	du.Whole += d.Whole
 	du.Blocks += d.Blocks
 	du.Used += d.Used
+	du.Plain += d.Plain
 	du.Pinned += d.Pinned
 	du.PinnedUsed += d.PinnedUsed
 	du.Missing += d.Missing

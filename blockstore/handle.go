@@ -72,6 +72,7 @@ func (s *tier) Get(l covey.Locator) (Handle, error) {
 }
 
 func (s *tier) get(l covey.Locator) (*handle, error) {
+	s.inUse()
 	k := blockKey{l.Object.ID(), uint32(l.Index)}
 	f, seen, suspect, err := s.hold(k)
 	if err != nil {
@@ -222,14 +223,48 @@ func (s *tier) unreadable(l covey.Locator, err error) error {
 	} else {
 		s.metrics.unreadable.Inc()
 	}
-	drop := func() error { return s.drop(l) }
+	drop, lost := func() error { return s.drop(l) }, s.places(l.Object, l.Index, l.Index+1)
 	if errors.Is(err, fs.ErrNotExist) || isPlanted(err) {
-		drop = func() error { return s.dropObject(l.Object) } // no file, or somebody's link
+		// No file, or somebody's link.
+		drop, lost = func() error { return s.dropObject(l.Object) }, s.places(l.Object, 0, l.Blocks())
 	}
-	if err := drop(); err != nil {
+	err = drop()
+	s.lose(lost)
+	if err != nil {
 		s.log.Debug("drop a cached block", "tier", s.opts.Dir, "err", err)
 	}
 	return covey.ErrNotFound
+}
+
+// placed is a block and where it is advertised.
+type placed struct {
+	covey.Locator
+	place covey.Place
+}
+
+// places returns those blocks of an object, from the first to before the end, that
+// are here. Nothing is asked when nobody wants to know.
+func (s *tier) places(o covey.Object, first, end int) (list []placed) {
+	if s.opts.OnLost == nil {
+		return nil
+	}
+	id := o.ID()
+	for i := first; i < end; i++ {
+		if k := (blockKey{id, uint32(i)}); s.holds(k) {
+			r, _ := s.record(k) // without one, the place is not known
+			list = append(list, placed{o.Block(i), r.place})
+		}
+	}
+	return list
+}
+
+// lose tells of those blocks that are really gone.
+func (s *tier) lose(list []placed) {
+	for _, b := range list {
+		if !s.holds(blockKey{b.Object.ID(), uint32(b.Index)}) {
+			s.opts.OnLost(b.Locator, b.place)
+		}
+	}
 }
 
 func ignoreMissing(err error) error {
@@ -253,6 +288,7 @@ func (h *handle) ReadAt(p []byte, off int64) (int, error) {
 	if short {
 		p = p[:int64(h.len)-off]
 	}
+	h.s.inUse()
 	n, err := h.readAt(p, off)
 	if n == len(p) {
 		if short {

@@ -8,7 +8,7 @@ type metrics struct {
 	collectors []prometheus.Collector
 
 	admitted, refused, corrupt, unreadable, evicted, stalls prometheus.Counter
-	plainBytes, storedBytes                                 prometheus.Counter
+	plainBytes, storedBytes, scrubbed                       prometheus.Counter
 	commit                                                  prometheus.Histogram
 }
 
@@ -31,6 +31,7 @@ func newMetrics(s *tier, r prometheus.Registerer) *metrics {
 		stalls:      counter("stalls_total", "Times that the disk did not answer and the tier was passed by."),
 		plainBytes:  counter("plain_bytes_total", "Bytes of the blocks written, before compression."),
 		storedBytes: counter("stored_bytes_total", "Bytes written for them."),
+		scrubbed:    counter("scrubbed_bytes_total", "Bytes read again and compared in idle time."),
 		commit: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "covey_blockstore_commit_seconds", Help: "Time to make a group of blocks durable.",
 			ConstLabels: tier,
@@ -39,7 +40,7 @@ func newMetrics(s *tier, r prometheus.Registerer) *metrics {
 		}),
 	}
 	m.collectors = []prometheus.Collector{
-		m.admitted, m.refused, m.corrupt, m.unreadable, m.evicted, m.stalls, m.plainBytes, m.storedBytes, m.commit,
+		m.admitted, m.refused, m.corrupt, m.unreadable, m.evicted, m.stalls, m.plainBytes, m.storedBytes, m.scrubbed, m.commit,
 		gauge("bytes", "Disk use of the blocks held.", func(u Usage) float64 { return float64(u.Used) }),
 		gauge("budget_bytes", "Most disk use allowed.", func(u Usage) float64 { return float64(u.Budget) }),
 		gauge("reserved_bytes", "Room kept free for pinned objects that are not whole.", func(u Usage) float64 { return float64(u.Reserved) }),

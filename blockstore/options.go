@@ -49,6 +49,11 @@ type Options struct {
 	// OnCorrupt, if set, is called for every block whose bytes on disk turned
 	// out wrong. It must not block.
 	OnCorrupt func(covey.Locator)
+	// OnLost, if set, is called for every block that was dropped because its
+	// bytes were wrong or the disk did not give them back, with the place it was
+	// advertised under, which is zero when the index does not say. Not for what
+	// is evicted, or dropped by its caller. It must not block.
+	OnLost func(covey.Locator, covey.Place)
 	// Spare is the memory, in bytes, that stands in for the tiers while none of
 	// them can be opened because of its disk; 0 means none.
 	Spare    int64

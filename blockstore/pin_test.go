@@ -165,7 +165,7 @@ func TestDu(t *testing.T) {
 	check := func(when string) {
 		t.Helper()
 		for prefix, want := range map[string]Du{
-			"a/":   {Objects: 2, Whole: 1, Blocks: 2, Used: testBlock + unit, Pinned: 2, PinnedUsed: testBlock + unit, Missing: 2 * testBlock},
+			"a/":   {Objects: 2, Whole: 1, Blocks: 2, Used: testBlock + unit, Plain: testBlock + unit, Pinned: 2, PinnedUsed: testBlock + unit, Missing: 2 * testBlock},
 			"b/":   {Objects: 1, Whole: 1, Pinned: 1, Missing: testBlock},
 			"none": {},
 		} {
@@ -174,7 +174,7 @@ func TestDu(t *testing.T) {
 				t.Errorf("%s: du of %s is %+v (%v), want %+v", when, prefix, got, err, want)
 			}
 		}
-		if st := s.Stat(part); st != (Stat{Object: part, Blocks: 1, Used: testBlock, Missing: 2 * testBlock, Pinned: true}) {
+		if st := s.Stat(part); st != (Stat{Object: part, Blocks: 1, Used: testBlock, Plain: testBlock, Missing: 2 * testBlock, Pinned: true}) {
 			t.Errorf("%s: %+v", when, st)
 		}
 		if st := s.Stat(empty); !st.Whole || st.Used != 0 {

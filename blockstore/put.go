@@ -44,6 +44,7 @@ func (s *tier) admitBlock(l covey.Locator, p covey.Place, d covey.Digest, data [
 		return err
 	}
 	defer s.leave()
+	s.inUse()
 	k := blockKey{l.Object.ID(), uint32(l.Index)}
 	if err := s.put(l, k, record{digest: d, place: p}, data); err != nil {
 		s.metrics.refused.Inc()
@@ -80,7 +81,7 @@ func (s *tier) put(l covey.Locator, k blockKey, r record, data []byte) error {
 		s.unclaimBlock(k)
 		return err
 	}
-	like := s.codedLike(k.id)
+	like := s.codedLike(l.Object, k.id)
 	s.mu.Unlock()
 
 	if err := s.write(l, k, &r, data, like); err != nil {

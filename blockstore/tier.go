@@ -45,6 +45,9 @@ type tier struct {
 	done   sync.WaitGroup
 
 	haltOnce sync.Once
+	// lastUse is when a block was last admitted, held or read, in nanoseconds
+	// since 1970.
+	lastUse atomic.Int64
 	// unswept says that a crash left bytes that no block covers, and they are
 	// not cleared out yet.
 	unswept atomic.Bool

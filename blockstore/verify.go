@@ -54,6 +54,7 @@ type verification struct {
 	s        *tier
 	ctx      context.Context //nolint:containedctx // it lives as long as the call
 	limit    *rate.Limiter
+	pause    func(context.Context) error // before each block, if not nil
 	progress func(Verified)
 	done     Verified
 }
@@ -91,6 +92,11 @@ func (v *verification) object(o covey.Object) error {
 		}
 		if !here {
 			continue
+		}
+		if v.pause != nil {
+			if err := v.pause(v.ctx); err != nil {
+				return err
+			}
 		}
 		if err := v.limit.WaitN(v.ctx, int(o.BlockRange(i).Len)); err != nil {
 			return err

@@ -56,8 +56,15 @@ type MountSpec struct {
 // AgentOptions configure an agent. Cache is required; the zero value of the
 // rest makes a standalone agent on a free loopback port without HTTP.
 type AgentOptions struct {
-	StateDir   string
-	Cache      []CacheDir // the fastest first
+	StateDir string
+	Cache    []CacheDir // the fastest first
+	// Compress says how blocks are compressed in the cache.
+	Compress blockstore.Compression
+	// CacheKeys, if set, encrypt blocks in the cache.
+	CacheKeys *blockstore.Keys
+	// ScrubRate is how many bytes a second of each tier are checked again while
+	// the host is idle; 0 means [blockstore.DefaultScrubRate], less means none.
+	ScrubRate  int64
 	Listen     string
 	Join       []string
 	ClusterKey *ClusterKey
@@ -169,6 +176,7 @@ type Agent struct {
 	mountMetrics  *mount.Metrics
 	corrupt       *corruptCounter
 
+	mender  *mender
 	mounts  *mountTable
 	written *regrouper
 	staging *mount.Staging // nil: nothing can be mounted to write
@@ -211,6 +219,7 @@ func NewAgent(opts AgentOptions) (*Agent, error) {
 	a.mountMetrics = mount.NewMetrics(a.registry)
 	a.corrupt = newCorruptCounter(a.registry)
 	a.mounts, a.written = newMountTable(), newRegrouper()
+	a.mender = newMender()
 	a.jobs, a.changing = newJobTable(), make(chan struct{}, 1)
 	a.plans = newPlanTable(opts.StateDir)
 	if err := a.open(); err != nil {
@@ -295,6 +304,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	for name, run := range map[string]func(context.Context) error{
 		"network": a.network.Run, "directory": a.directory.Run, "providers": a.providers.Run,
 		"fetch": a.fetcher.Run, "ahead": a.ahead.Run, "doors": a.serveDoors,
+		"mend": a.mend, "scrub": a.scrub,
 	} {
 		services.Go(func() error {
 			if err := run(serving); err != nil && serving.Err() == nil {

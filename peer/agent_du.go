@@ -149,7 +149,7 @@ func (a *Agent) verify(ctx context.Context, j *job, match func(covey.Object) boo
 		return err
 	}
 	j.files.Store(int64(du.Objects))
-	j.bytes.Store(du.Used)
+	j.bytes.Store(du.Plain)
 	j.listing.Store(false)
 	done, err := a.store.Verify(ctx, match, j.verified)
 	j.verified(done)

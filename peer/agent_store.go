@@ -18,7 +18,9 @@ func (a *Agent) openStore() (err error) {
 	first := a.opts.Cache[0]
 	opts := blockstore.Options{
 		Dir: first.Dir, Budget: first.Size, FS: a.opts.StoreFS, Spare: uncachedBudget,
+		Compress: a.opts.Compress, Keys: a.opts.CacheKeys,
 		OnCorrupt: func(covey.Locator) { a.corrupt.add("disk") },
+		OnLost:    a.mender.add,
 		Log:       a.log, Registry: a.registry,
 	}
 	for _, c := range a.opts.Cache[1:] {

@@ -175,8 +175,19 @@ func TestObjectReplacedUnderAnOpenFile(t *testing.T) {
 // block.
 func flipBit(t *testing.T, cache string, size int64) {
 	t.Helper()
+	var err error
 	flipped := 0
-	err := filepath.Walk(cache, func(path string, info os.FileInfo, err error) error {
+	// A reader has its bytes before the disk does.
+	for deadline := time.Now().Add(5 * time.Second); flipped == 0 && err == nil && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		flipped, err = flipIn(cache, size)
+	}
+	if err != nil || flipped != 1 {
+		t.Fatalf("flipped a bit in %d files: %v", flipped, err)
+	}
+}
+
+func flipIn(cache string, size int64) (flipped int, err error) {
+	err = filepath.Walk(cache, func(path string, info os.FileInfo, err error) error {
 		if err != nil || info.Size() != size {
 			return err
 		}
@@ -195,9 +206,7 @@ func flipBit(t *testing.T, cache string, size int64) {
 		_, err = f.WriteAt(b[:], at)
 		return err
 	})
-	if err != nil || flipped != 1 {
-		t.Fatalf("flipped a bit in %d files: %v", flipped, err)
-	}
+	return flipped, err
 }
 
 // fault 7: a bit of the cache file flips on disk while no agent runs.

@@ -76,6 +76,14 @@ func peerOptions(c *agentConfig, log *slog.Logger) (peer.AgentOptions, error) {
 		Log:       log,
 	}
 	opts.DataListen = c.dataListen
+	opts.Compress, opts.ScrubRate = c.coding.compress, c.coding.scrubRate
+	if c.coding.keys != "" {
+		keys, err := readCacheKeys(c.coding.keys)
+		if err != nil {
+			return opts, err
+		}
+		opts.CacheKeys = keys
+	}
 	for _, d := range c.cache {
 		opts.Cache = append(opts.Cache, peer.CacheDir{Dir: d.dir, Size: d.size})
 	}

@@ -30,6 +30,7 @@ type agentConfig struct {
 	listen     string
 	join       []string
 	clusterKey string // a file, or ""
+	coding     coding
 	api        string // a path
 	http       string // "" when off
 	mounts     []mountSpec
@@ -80,7 +81,7 @@ func parseSettings(l layer, getenv func(string) string) (*agentConfig, error) {
 		join:       l["join"].words,
 	}
 	for _, parse := range []func(layer, func(string) string) error{
-		c.parsePaths, c.parseCache, c.parseMounts, c.parseAddresses, c.parseDataPlane, c.parseLog, c.policy.parse,
+		c.parsePaths, c.parseCache, c.coding.parse, c.parseMounts, c.parseAddresses, c.parseDataPlane, c.parseLog, c.policy.parse,
 	} {
 		if err := parse(l, getenv); err != nil {
 			return nil, err

@@ -34,6 +34,9 @@ const (
 var settings = []setting{
 	{"state", single, "`DIR` of the agent's identity and log (default $XDG_STATE_HOME/covey or /var/lib/covey)"},
 	{"cache", repeated, "`DIR[:SIZE]` of the cache; repeat it for tiers, the fastest first (default $XDG_CACHE_HOME/covey or /var/cache/covey, a tenth of the free disk)"},
+	{"compress", single, "compress cached blocks: `off|auto|zstd[:LEVEL]`; auto leaves objects that do not pack as they are (default off)"},
+	{"cache-key", single, "`FILE` of keys that cached blocks are encrypted with: one a line, the first writes (openssl rand -hex 32)"},
+	{"scrub-rate", single, "`BYTES` a second of each tier that are checked again while the host is idle, \"off\" for none (default 8MiB)"},
 	{"listen", single, "`HOST:PORT` of the mesh (default 0.0.0.0:7171 with a cluster key, else 127.0.0.1:7171)"},
 	{"join", byComma, "members to join, `HOST:PORT,...`; needs --cluster-key"},
 	{"cluster-key", single, "`FILE` with the key of the cluster (see covey cluster init)"},
