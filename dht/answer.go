@@ -2,7 +2,6 @@ package dht
 
 import (
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/covey-cache/covey"
@@ -81,8 +80,6 @@ type answering struct {
 	at  stamp
 	c   candidates
 	v   verdict
-	// follows counts the slots for which the asker is sent to another reader.
-	follows int
 }
 
 // slot answers for one slot; a zero State means that nothing is said of it.
@@ -139,7 +136,6 @@ func (a *answering) lead(slot int) BlockPlan {
 // await sends the asker to a peer that will have the block, or lets it wait.
 func (a *answering) await(slot int, l *lease) BlockPlan {
 	b := BlockPlan{Slot: slot, State: Wait, TTL: l.expires.Sub(a.now), After: waitAgain, Moving: l.moving(a.now)}
-	a.follows++
 	if a.q.want.Got.Has(slot) {
 		return b // it has the bytes; what it lacks is the digest
 	}
@@ -147,43 +143,6 @@ func (a *answering) await(slot int, l *lease) BlockPlan {
 		b.State, b.After, b.Peers = Fetching, 0, []covey.PeerID{a.t.peers.at(p).id}
 	}
 	return b
-}
-
-// maxShare is how many grants an asker may have of one extent beyond what it
-// asked for: a group of prefetched blocks, so that peers that scan the same
-// objects take turns by the group.
-const maxShare = 8
-
-// share grants the asker as many of its spare slots as it was told to follow
-// others for. They are the ones after all that is being read: the asker reads
-// ahead of the peers that it follows, and they will follow it there.
-func (a *answering) share() {
-	if a.follows == 0 || a.q.want.Spare == 0 {
-		return
-	}
-	room := maxShare
-	asker := a.t.peers.number(a.q.asker, a.q.ring)
-	first := 0
-	for i := range a.en.leases {
-		first = max(first, int(a.en.leases[i].slot)+1)
-		if a.en.leases[i].peer == asker {
-			room--
-		}
-	}
-	room = min(room, a.follows)
-	n := a.q.want.Count
-	for i := 0; i < n && room > 0; i++ {
-		slot := (first + i) % n
-		if !a.q.want.Spare.Has(slot) || a.q.want.Need.Has(slot) || a.c.has(slot) || a.en.leaseOf(slot) != nil {
-			continue
-		}
-		if _, ok := a.t.pacer.take(a.q.want.Bucket, a.now); !ok {
-			break
-		}
-		a.v.plan.Blocks = append(a.v.plan.Blocks, a.t.grant(a.en, slot, asker, a.q.want.FirstByte, a.now))
-		room--
-	}
-	slices.SortFunc(a.v.plan.Blocks, func(x, y BlockPlan) int { return x.Slot - y.Slot })
 }
 
 // nextChange is when the first of the slots waited for is due for another answer

@@ -59,6 +59,7 @@ type entry struct {
 	holders []holder
 	leases  []lease
 	crowds  []*crowd
+	turns   turns
 	suspect []suspicion
 	// changed is what questions wait for that cannot be answered; see wake.
 	changed chan struct{}
@@ -254,6 +255,7 @@ func (en *entry) expire(now stamp, clock time.Time) {
 	if len(en.leases) != before {
 		en.wake()
 	}
+	en.turns.expire(now)
 	en.crowds = slices.DeleteFunc(en.crowds, func(c *crowd) bool {
 		return now.since(c.touched) > crowdLife && en.leaseOf(int(c.slot)) == nil
 	})

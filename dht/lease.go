@@ -140,6 +140,7 @@ func (t *table) grant(en *entry, slot int, asker peerNum, firstByte time.Duratio
 	ttl := t.ttlFor(firstByte)
 	*l = lease{slot: uint8(slot), peer: asker, id: rand.Uint64(), ttl: ttl, expires: now.Add(ttl), heard: now, marked: now}
 	en.disperse(slot)
+	en.turns.count(asker, t.stamp(now))
 	return BlockPlan{Slot: slot, State: Granted, Lease: l.id, TTL: ttl}
 }
 

@@ -116,35 +116,39 @@ func (m *members) Call(ctx context.Context, to covey.PeerID, request []byte) ([]
 	return m.directories[slices.Index(m.all, to)].Serve(ctx, m.self, request), nil
 }
 
+// newRealMesh is a mesh with the directories that agents run. end ends them.
+func newRealMesh(t *testing.T, n int) (m *mesh, end func()) {
+	all := make([]covey.PeerID, n)
+	for i := range all {
+		all[i] = meshPeer(i)
+	}
+	directories := make([]*dht.Directory, n)
+	ctx, cancel := context.WithCancel(t.Context())
+	var runs sync.WaitGroup
+	for i := range directories {
+		m := &members{self: all[i], all: all, directories: directories}
+		directories[i] = dht.NewDirectory(dht.DirectoryOptions{Members: m, Caller: m})
+	}
+	for _, d := range directories {
+		runs.Go(func() {
+			if err := d.Run(ctx); err != nil && ctx.Err() == nil {
+				t.Error(err)
+			}
+		})
+	}
+	return newMesh(t, n, directories...), func() { cancel(); runs.Wait() }
+}
+
 // fault 39, with the directory that an agent runs.
 func TestMeshWithRealDirectories(t *testing.T) {
 	for _, n := range []int{1, 4, 8} {
 		t.Run(fmt.Sprintf("peers=%d", n), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
-				all := make([]covey.PeerID, n)
-				for i := range all {
-					all[i] = meshPeer(i)
-				}
-				directories := make([]*dht.Directory, n)
-				ctx, cancel := context.WithCancel(t.Context())
-				var runs sync.WaitGroup
-				for i := range directories {
-					m := &members{self: all[i], all: all, directories: directories}
-					directories[i] = dht.NewDirectory(dht.DirectoryOptions{Members: m, Caller: m})
-				}
-				for _, d := range directories {
-					runs.Go(func() {
-						if err := d.Run(ctx); err != nil && ctx.Err() == nil {
-							t.Error(err)
-						}
-					})
-				}
-				m := newMesh(t, n, directories...)
+				m, end := newRealMesh(t, n)
 				m.origin.took = 20 * time.Millisecond
 				extents := []*covey.Extent{extentOf("a", 12), extentOf("b", 5), extentOf("c", 1)}
 				m.readAll(t, extents, uint64(n))
-				cancel()
-				runs.Wait()
+				end()
 				m.checkOnce(t, extents)
 			})
 		})

@@ -22,6 +22,10 @@ type Retry struct {
 	Base, Max time.Duration
 	// Total is how long after the first try a last one may begin.
 	Total time.Duration
+	// Throttled, if set, hears of every refusal of the origin for being asked too
+	// much, with the origin's name, though the request may be tried again. It must
+	// not block.
+	Throttled func(origin string)
 }
 
 // Six tries with these pauses span 100 ms + 200 + 400 + 800 + 1,600 at most,
@@ -125,6 +129,9 @@ func (a *attempt) pause(ctx context.Context, err error) error {
 	pause := a.backoff()
 	if throttled {
 		a.hold(pause)
+		if a.retry.Throttled != nil {
+			a.retry.Throttled(a.Origin())
+		}
 	}
 	if a.tries >= a.retry.Tries || ctx.Err() != nil || time.Since(a.began)+pause > a.retry.Total {
 		return err

@@ -84,6 +84,9 @@ type AgentOptions struct {
 	HTTP    string // HOST:PORT of the read-only HTTP door; "" for none
 	API     string // path of the control socket; "" for none
 	Version string
+	// OriginStrict refuses reads of the origin that no home has granted: a read
+	// that the mesh cannot answer until its deadline fails instead.
+	OriginStrict bool
 	// Dataset is the policy of every data set.
 	Dataset dataset.Options
 	// Mount is how every mount behaves.
@@ -258,6 +261,7 @@ func (a *Agent) open() (err error) {
 	a.fetcher = fetch.New(fetch.Options{
 		Self: a.network.Self(), Store: a.store, Exchange: a.network, Topology: a.network, Origins: a.datasets, Directory: a.directory,
 		OnCorrupt: func(source string, _ covey.Locator, _ covey.PeerID) { a.corrupt.add(source) },
+		Strict:    a.opts.OriginStrict,
 		Log:       a.log, Registry: a.registry,
 	})
 	a.ahead = ahead.New(ahead.Options{
@@ -414,5 +418,8 @@ func (a *Agent) OpenDataset(ctx context.Context, source string) (*dataset.Datase
 }
 
 func (a *Agent) openSource(ctx context.Context, url string) (*origin.Source, error) {
-	return origin.Open(ctx, url, origin.Options{HTTP: a.opts.OriginHTTP, Log: a.log, Metrics: a.originMetrics})
+	return origin.Open(ctx, url, origin.Options{
+		HTTP: a.opts.OriginHTTP, Log: a.log, Metrics: a.originMetrics,
+		Retry: origin.Retry{Throttled: func(name string) { a.fetcher.Throttled(name) }},
+	})
 }

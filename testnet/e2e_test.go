@@ -240,6 +240,12 @@ func TestColdAgentsReadTheOriginOnce(t *testing.T) {
 		status[i] = s.Fetched.Neighbour
 	}
 	t.Logf("bytes from neighbours by agent: %v of %d", status, m.tree.Bytes)
+	for i, p := range agents {
+		x := scrape(t, p)
+		t.Logf("agent %d: %v reads without a grant, questions %v held, %v resolved by nobody, peers looked at %v lost, %v found", i,
+			x["covey_origin_overrides_total"], x["covey_directory_held_total"], x[`covey_directory_resolves_total{by="nobody"}`],
+			x[`covey_directory_looks_total{result="lost"}`], x[`covey_directory_looks_total{result="found"}`])
+	}
 }
 
 func TestNewcomerReadsNothingFromTheOrigin(t *testing.T) {

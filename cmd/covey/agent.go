@@ -75,7 +75,7 @@ func peerOptions(c *agentConfig, log *slog.Logger) (peer.AgentOptions, error) {
 		Staging:   c.staging,
 		Log:       log,
 	}
-	opts.DataListen = c.dataListen
+	opts.DataListen, opts.OriginStrict = c.dataListen, c.policy.strict
 	opts.Compress, opts.ScrubRate = c.coding.compress, c.coding.scrubRate
 	if c.coding.keys != "" {
 		keys, err := readCacheKeys(c.coding.keys)

@@ -69,6 +69,27 @@ func TestConfigSwitch(t *testing.T) {
 	}
 }
 
+func TestConfigOriginStrict(t *testing.T) {
+	for _, c := range []struct {
+		file string
+		args []string
+		want bool
+	}{
+		{"", nil, false},
+		{"origin: strict\n", nil, true},
+		{"origin: strict\n", []string{"--origin", "granted"}, false},
+		{"", []string{"--origin-strict"}, true},
+		{"origin: granted\n", []string{"--origin-strict=true"}, true},
+	} {
+		if got, err := load(t, nil, c.file, c.args...); err != nil || got.policy.strict != c.want {
+			t.Errorf("%q %q: strict %+v, %v", c.file, c.args, got.policy, err)
+		}
+	}
+	if _, err := load(t, nil, "", "--origin", "sometimes"); err == nil {
+		t.Error("took an origin mode that does not exist")
+	}
+}
+
 // Every setting must be heard from each of the three places, and an earlier
 // place must hide a later one whole.
 func TestConfigPrecedence(t *testing.T) {

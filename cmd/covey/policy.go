@@ -15,6 +15,8 @@ type policy struct {
 	immutable   bool
 	readTimeout time.Duration
 	profile     mount.Profile
+	// strict refuses reads of the origin that no home has granted.
+	strict bool
 }
 
 // minReadTimeout is two round trips to a far origin; less would fail reads that
@@ -37,6 +39,18 @@ func (p *policy) parse(l layer, _ func(string) string) error {
 			return l.fault("immutable", fmt.Errorf("%q: say true or false", v.words[0]))
 		}
 		p.immutable = b
+	}
+	if v, ok := l["origin"]; ok {
+		if p.strict = v.words[0] == "strict"; !p.strict && v.words[0] != "granted" {
+			return l.fault("origin", fmt.Errorf("%q: say granted or strict", v.words[0]))
+		}
+	}
+	if v, ok := l["origin-strict"]; ok {
+		b, err := strconv.ParseBool(v.words[0])
+		if err != nil {
+			return l.fault("origin-strict", fmt.Errorf("%q: say true or false", v.words[0]))
+		}
+		p.strict = p.strict || b
 	}
 	if v, ok := l["profile"]; ok {
 		profile, err := mount.ParseProfile(v.words[0])

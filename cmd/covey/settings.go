@@ -50,6 +50,8 @@ var settings = []setting{
 	{"staging", single, "`SIZE` that files written to mounts may take until they are uploaded (default a quarter of the first cache)"},
 	{"max-age", single, "believe a listing for `TIME` before asking the origin again; 0s asks at each open (default 1m)"},
 	{"immutable", single, "no object ever changes: listings are believed for ever; `true` or false (default false)"},
+	{"origin", single, "who may read the origin, `granted|strict`: with granted a read that a home has not granted in time reads it all the same; with strict it fails with EIO at its deadline (default granted)"},
+	{"origin-strict", single, "the same as --origin strict; `true` or false (default false)"},
 	{"profile", single, "how mounts open files, `auto|large|small`: large passes whole files through to the kernel; small has the kernel open small files of immutable data sets by itself; auto decides by the listing (default auto)"},
 	{"read-timeout", single, "`TIME` that one read may wait for the mesh and the origin before it fails with EIO (default 30s)"},
 	{"zone", single, "`NAME` of this host's zone"},
@@ -60,7 +62,7 @@ var settings = []setting{
 }
 
 // switches are the settings that a flag without a value turns on.
-var switches = []string{"immutable", "allow-other"}
+var switches = []string{"immutable", "allow-other", "origin-strict"}
 
 // value is what a setting was given, and where, for error messages.
 type value struct {
