@@ -71,7 +71,7 @@ func New(o Options) *Fetcher {
 		staging:   &staging{limit: o.StagingBytes},
 		queue:     newQueue(o.PrefetchQueue, o.PrefetchFlights),
 		announced: announced{slots: newLRU[covey.ExtentID, covey.Bitmap](maxAnnounced)},
-		hedges:    newHedges(),
+		hedges:    newHedges(o.Scale),
 		overrides: make(chan struct{}, o.Overrides),
 		stop:      stop,
 	}

@@ -32,6 +32,8 @@ const (
 // pays for it out of a share of the traffic. What counts is what was received
 // twice: a hedge against a peer that sends nothing costs nothing.
 type hedges struct {
+	scale float64 // Options.Scale
+
 	mu     sync.Mutex // leaf lock; guards credit and under
 	credit float64    // bytes; below zero no hedge begins
 	under  int
@@ -39,7 +41,7 @@ type hedges struct {
 	begun, won, denied, left, wasted atomic.Int64
 }
 
-func newHedges() *hedges { return &hedges{credit: hedgeCredit} }
+func newHedges(scale float64) *hedges { return &hedges{scale: scale, credit: hedgeCredit} }
 
 // begin reports whether one more hedge may begin; each that does must end.
 func (h *hedges) begin() bool {
@@ -66,7 +68,7 @@ func (h *hedges) received(bytes, wasted int) {
 	h.wasted.Add(int64(wasted))
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.credit = min(h.credit+hedgeShare*float64(bytes)-float64(wasted), hedgeCredit)
+	h.credit = min(h.credit+h.scale*(hedgeShare*float64(bytes)-float64(wasted)), hedgeCredit)
 }
 
 // hedgeDelay is how long a neighbour may say nothing: the 95th percentile of how

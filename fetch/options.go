@@ -42,6 +42,11 @@ type Options struct {
 	// Strict refuses every read from the origin that no home has granted: what no
 	// home grants and nobody sends until the deadline is ErrUnavailable.
 	Strict bool
+	// Scale is how many bytes on the wire one byte of a block stands for, where
+	// the fetcher measures how fast a peer is or how much a hedge may cost; 0 means
+	// 1. Only a simulation has another: its blocks are short and stand for long
+	// ones.
+	Scale float64
 	// PrefetchQueue is how many blocks may wait to be prefetched; 0 means 1024.
 	PrefetchQueue int
 	// PrefetchFlights is how many blocks are prefetched at once; 0 means 32.
@@ -83,6 +88,7 @@ func (o *Options) Validate() error {
 		{o.Deadline < 0, "fetch: negative deadline"},
 		{o.StagingBytes < 0, "fetch: negative staging bytes"},
 		{o.Overrides < 0, "fetch: negative overrides"},
+		{o.Scale < 0, "fetch: negative scale"},
 		{o.PrefetchQueue < 0, "fetch: negative prefetch queue"},
 		{o.PrefetchFlights < 0, "fetch: negative prefetch flights"},
 	} {
@@ -97,6 +103,7 @@ func (o *Options) setDefaults() {
 	setDefault(&o.Deadline, defaultDeadline)
 	setDefault(&o.StagingBytes, defaultStaging)
 	setDefault(&o.Overrides, defaultOverrides)
+	setDefault(&o.Scale, 1)
 	setDefault(&o.PrefetchQueue, defaultQueue)
 	setDefault(&o.PrefetchFlights, defaultPrefetchFlights)
 	if o.Log == nil {

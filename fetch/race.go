@@ -178,7 +178,7 @@ func (r *race) look() {
 			r.hedge(a)
 		}
 		if now.Sub(a.checked) >= slowAfter {
-			slow := a.filled()-a.checkedAt < slowBytes
+			slow := float64(a.filled()-a.checkedAt)*r.s.f.opts.Scale < slowBytes
 			a.checked, a.checkedAt = now, a.filled()
 			if slow {
 				r.abandon(a)

@@ -23,6 +23,7 @@ var figures = map[string]string{
 	"origin_ratio":     "bytes from the origin over the data set's",
 	"origin_floor":     "bytes from the origin over D + (E-1) max(0, D-A)",
 	"origin_avoidable": "bytes from the origin that a reachable node held or was reading, over the data set's",
+	"late_avoidable":   "the same of after the last fault had ended",
 	"origin_requests":  "requests that the origin answered, over the blocks read",
 	"overrides":        "reads from the origin without a grant, over the blocks read",
 	"read_errors":      "reads that ended in an error",

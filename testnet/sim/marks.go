@@ -35,7 +35,8 @@ const (
 	markAvoidable                // although a node in reach held it
 	markCutRead                  // a read from the origin ended with its reader
 	markBothSides                // two sides of a partition read one block
-	markSlowServed               // a slow node was asked for a block
+	markSlowServed               // a slow node sent a block
+	markResumed                  // a block was finished by another than who began it
 	marks
 )
 
@@ -43,7 +44,7 @@ var markNames = [marks]string{
 	"grant", "follow", "follow failed", "override", "store full", "crash lost", "warm restart",
 	"reset call", "reset fetch", "dial dead", "stall", "probed", "expelled", "joined",
 	"lie", "corrupt", "claim refused", "not found", "throttled", "outage", "outage hidden",
-	"read failed", "read again", "avoidable", "cut read", "both sides", "slow served",
+	"read failed", "read again", "avoidable", "cut read", "both sides", "slow served", "resumed",
 }
 
 // String returns the mark's name.

@@ -4,19 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/covey-cache/covey"
+	"github.com/covey-cache/covey/blockstore"
+	"github.com/covey-cache/covey/fetch"
 )
 
 // stallAfter is how long a silent peer is waited for, as peer.DefaultStallAfter.
 const stallAfter = time.Second
 
-// link is one direction of a node's NIC: first come, first served, a block at a
-// time. The order among the blocks is another than with TCP's fair shares, the
-// time at which the last of them is through is the same.
+// link is one direction of a node's NIC: first come, first served, a portion at a
+// time.
 type link struct {
 	mu   sync.Mutex // leaf lock; guards free
 	free time.Time
@@ -32,6 +34,13 @@ func (l *link) reserve(at time.Time, size int64, rate float64) time.Time {
 	}
 	l.free = l.free.Add(time.Duration(float64(size) / rate * 1e9))
 	return l.free
+}
+
+// busy reports whether something waits for the link or is on it.
+func (l *link) busy(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.free.After(now)
 }
 
 // topology says who can send to whom. It is immutable; a fault makes a new one.
@@ -202,58 +211,71 @@ const requestBytes = 128
 
 // Fetch reads a block from a neighbour.
 func (p port) Fetch(ctx context.Context, from covey.PeerID, l covey.Locator, buf []byte, wait bool) error {
+	return p.fetch(ctx, from, &want{l: l, buf: buf, wait: wait})
+}
+
+// FetchFrom reads the end of a block from a neighbour.
+func (p port) FetchFrom(ctx context.Context, from covey.PeerID, l covey.Locator, buf []byte, off int, told *fetch.Progress) error {
+	return p.fetch(ctx, from, &want{l: l, buf: buf, off: off, told: told})
+}
+
+// want is a request for a block, or the end of one.
+type want struct {
+	l    covey.Locator
+	buf  []byte
+	off  int
+	wait bool
+	told *fetch.Progress
+}
+
+func (p port) fetch(ctx context.Context, from covey.PeerID, q *want) error {
 	there, err := p.dial(ctx, from, requestBytes)
 	if err != nil {
 		return err
 	}
-	n := there.node
-	err = p.fetch(ctx, there, l, buf, wait)
-	b := p.w.data.number(l)
-	if err != nil {
-		p.w.log(event{Kind: "fetch", Node: p.from.node.num, Peer: n.num + 1, Block: b + 1, Error: err.Error()})
-		if wait && ctx.Err() == nil {
-			p.w.marks.hit(markFollowFailed)
-		}
-		return err
-	}
-	p.w.log(event{Kind: "fetch", Node: p.from.node.num, Peer: n.num + 1, Block: b + 1, Bytes: p.w.data.wire(len(buf))})
-	if wait {
+	err = p.ask(ctx, there, q)
+	switch {
+	case errors.Is(err, errReset):
+		p.w.hitUnlessOver(markResetFetch)
+	case err == nil && q.wait:
 		p.w.marks.hit(markFollow)
+	case q.wait && ctx.Err() == nil:
+		p.w.marks.hit(markFollowFailed)
+	case err == nil && q.off > 0:
+		p.w.marks.hit(markResumed)
 	}
-	return nil
+	if p.w.events != nil {
+		e := event{Kind: "fetch", Node: p.from.node.num, Peer: there.node.num + 1, Block: p.w.data.number(q.l) + 1}
+		if e.Bytes = p.w.data.wire(len(q.buf) - q.off); err != nil {
+			e.Bytes, e.Error = 0, err.Error()
+		}
+		p.w.log(e)
+	}
+	return err
 }
 
-func (p port) fetch(ctx context.Context, there *life, l covey.Locator, buf []byte, wait bool) error {
+// ask is what the other side does with the request.
+func (p port) ask(ctx context.Context, there *life, q *want) error {
 	n := there.node
 	if n.claims.Load() {
 		p.w.marks.hit(markClaimRefused)
 		return p.refused(ctx, there, covey.ErrNotFound)
 	}
-	h, err := there.fetcher.Serve(ctx, l, wait)
+	h, err := there.fetcher.Serve(ctx, q.l, q.wait)
 	if err != nil {
 		if there.ctx.Err() != nil {
 			return errReset
 		}
-		if !wait {
+		if !q.wait {
 			p.w.marks.hit(markNotFound)
 		}
 		return p.refused(ctx, there, err)
 	}
 	defer h.Release()
-	if _, err := h.ReadAt(buf, 0); err != nil {
-		return fmt.Errorf("read from the store of %s: %w", n.id, err)
+	if n.slow() {
+		p.w.marks.hit(markSlowServed)
 	}
-	if n.lies.Load() {
-		buf[0] ^= 0x80
-		p.w.marks.hit(markLie)
-	}
-	if err := p.transfer(ctx, there, p.w.data.wire(len(buf))); err != nil {
-		if errors.Is(err, errReset) {
-			p.w.hitUnlessOver(markResetFetch)
-		}
-		return err
-	}
-	return nil
+	return p.transfer(ctx, there, h, q)
 }
 
 // refused is the way back of an answer without bytes.
@@ -264,37 +286,74 @@ func (p port) refused(ctx context.Context, there *life, answer error) error {
 	return answer
 }
 
-// transfer moves size bytes from there to here: through the sender's NIC, then
-// the receiver's, which can begin when the first byte arrives and cannot end
-// before the last one does.
-func (p port) transfer(ctx context.Context, there *life, size int64) error {
+// portion is what a block is sent in where others wait for the same NIC, so that
+// they take turns as the frames of streams do; a quarter of a block.
+const portion = payload / 4
+
+// transfer moves the block: each portion through the sender's NIC, then the
+// receiver's, which can begin when the portion's first byte arrives and cannot
+// end before the last one does.
+func (p port) transfer(ctx context.Context, there *life, h blockstore.Handle, q *want) error {
 	self, n := p.from.node, there.node
 	latency := p.w.latency(self, n)
-	now := time.Now()
-	if n.slow() {
-		p.w.marks.hit(markSlowServed)
-	}
-	sent := n.up.reserve(now, size, n.rate())
-	arrives := sent.Add(latency)
-	// The receiver's side is reserved when the transfer reaches it, else a slow
-	// sender would keep it from others.
-	begins := arrives.Add(-time.Duration(float64(size) / self.rate() * 1e9))
-	if wait := begins.Sub(now); wait > latency {
-		if err := p.back(ctx, there, wait); err != nil {
+	next := time.Now() // when the sender has the next portion ready
+	for at := q.off; at < len(q.buf); {
+		now := time.Now()
+		to := len(q.buf)
+		// Alone, a block goes at once: the same time with a quarter of the work. A
+		// block that is still being read goes as it comes.
+		if q.wait || n.up.busy(now) || self.down.busy(now) {
+			to = min(to, at+portion)
+		}
+		if _, err := h.ReadAt(q.buf[at:to], int64(at)); err != nil && !errors.Is(err, io.EOF) {
+			return p.refused(ctx, there, fmt.Errorf("read at %s: %w", n.id, err))
+		}
+		if now = time.Now(); q.wait {
+			next = now
+		}
+		size := p.w.data.wire(to - at)
+		next = n.up.reserve(next, size, n.rate())
+		arrives := next.Add(latency)
+		// The receiver's side is reserved when the portion reaches it, else a slow
+		// sender would keep it from others.
+		begins := arrives.Add(-time.Duration(float64(size) / self.rate() * 1e9))
+		if begins.After(now.Add(latency)) {
+			if err := p.back(ctx, there, begins.Sub(now)); err != nil {
+				return err
+			}
+		}
+		received := self.down.reserve(begins, size, self.rate())
+		if received.Before(arrives) {
+			received = arrives
+		}
+		if err := p.back(ctx, there, time.Until(received)); err != nil {
 			return err
 		}
-		now = time.Now()
+		if n.lies.Load() {
+			q.buf[at] ^= 0x80
+			p.w.marks.hit(markLie)
+		}
+		at = to
+		q.told.Reached(at)
+		self.got[sourceNeighbour].Add(size)
+		n.gave.Add(size)
 	}
-	received := self.down.reserve(now, size, self.rate())
-	if received.Before(arrives) {
-		received = arrives
-	}
-	if err := p.back(ctx, there, time.Until(received)); err != nil {
-		return err
-	}
-	self.got[sourceNeighbour].Add(size)
-	n.gave.Add(size)
 	return nil
+}
+
+// Nearness says how far a peer is, and how fast in bytes of payload.
+func (p port) Nearness(id covey.PeerID) (fetch.Distance, float64) {
+	self, to := p.from.node, p.w.byID[id]
+	rate := float64(p.w.c.Rates.NIC) / p.w.data.scale
+	switch {
+	case to == nil:
+		return fetch.Far, 0
+	case to.rack == self.rack:
+		return fetch.SameRack, rate
+	case to.zone == self.zone:
+		return fetch.SameZone, rate
+	}
+	return fetch.Far, rate
 }
 
 // counter is an atomic count.

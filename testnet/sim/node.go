@@ -90,7 +90,7 @@ func (n *node) start() {
 	l.fetcher = fetch.New(fetch.Options{
 		Self: n.id, Store: n.store, Directory: l.dir, Exchange: p, Origins: newOrigins(&n.w.origin, l),
 		OnCorrupt:    func(string, covey.Locator, covey.PeerID) { n.w.corrupt.Add(1); n.w.marks.hit(markCorrupt) },
-		StagingBytes: stagingBlocks * minCharge,
+		StagingBytes: stagingBlocks * minCharge, Topology: p, Scale: n.w.data.scale,
 	})
 	l.wg.Go(func() { _ = l.dir.Run(l.ctx) })     // it has no errors
 	l.wg.Go(func() { _ = l.fetcher.Run(l.ctx) }) // nor has it, run once

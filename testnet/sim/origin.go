@@ -31,10 +31,10 @@ type under struct {
 	// mu is a leaf lock and guards readers: who is at which block.
 	mu      sync.Mutex
 	readers map[int][]*node
-	// unavoidable and avoidable are bytes of blocks that had been read before:
-	// the latter while a live node in reach of the reader held the block or was
-	// reading it.
-	unavoidable, avoidable atomic.Int64
+	// avoidable are bytes of blocks that had been read before, while a live node
+	// in reach of the reader held the block or was reading it; late those of them
+	// from after the last fault had ended.
+	avoidable, late atomic.Int64
 }
 
 // bucket is one node's way to the origin: an origin.Bucket that only reads.
@@ -117,11 +117,13 @@ func (u *under) account(n *node, i int, size int64) {
 	u.w.marks.hit(markReadAgain)
 	if u.w.within(n, i) {
 		u.avoidable.Add(size)
+		if h := u.w.healed; !h.IsZero() && time.Now().After(h) {
+			u.late.Add(size)
+		}
 		u.w.marks.hit(markAvoidable)
 		u.w.log(event{Kind: "avoidable", Node: n.num, Block: i + 1})
 		return
 	}
-	u.unavoidable.Add(size)
 	if u.w.topo.Load().side[n.num] > 0 {
 		u.w.marks.hit(markBothSides)
 	}

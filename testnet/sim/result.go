@@ -131,6 +131,7 @@ func (w *world) figures(r *Result) map[string]float64 {
 		"origin_ratio":     float64(r.Bytes.Origin) / d,
 		"origin_floor":     float64(r.Bytes.Origin) / (d + float64(w.c.Epochs-1)*beyond),
 		"origin_avoidable": float64(w.origin.avoidable.Load()) / d,
+		"late_avoidable":   float64(w.origin.late.Load()) / d,
 		"origin_requests":  float64(w.origin.requests.Load()) / blocks,
 		"overrides":        float64(w.overrides.Load()) / blocks,
 		"read_errors":      float64(w.reads.errors),

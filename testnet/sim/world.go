@@ -107,7 +107,9 @@ func (w *world) budget() int64 {
 	case a.IsZero():
 		return math.MaxInt64 / 2
 	case a.Share > 0:
-		return int64(a.Share * float64(w.data.bytes) / float64(w.c.Nodes))
+		// Whole blocks, so that what the nodes may keep is what they can.
+		full := w.data.wire(payload)
+		return int64(a.Share*float64(w.data.bytes)/float64(w.c.Nodes)) / full * full
 	default:
 		return a.N
 	}
