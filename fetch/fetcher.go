@@ -78,7 +78,7 @@ func New(o Options) *Fetcher {
 	f.neighbours = newNeighbours(o.Topology)
 	f.staging.onSpare = f.queue.nudge
 	f.scans.extents = newLRU[covey.ExtentID, scan](scanExtents)
-	f.readings = readings{wake: make(chan struct{}, 1), active: make(map[*reading]struct{})}
+	f.readings = readings{wake: make(chan struct{}, 1), scale: o.Scale, active: make(map[*reading]struct{})}
 	f.root = root
 	f.planner = newPlanner(root, o.Directory, f.table, o.Log)
 	f.planner.add, f.planner.taken = f.volunteer, f.taken

@@ -23,6 +23,7 @@ const progressTick = 100 * time.Millisecond
 type readings struct {
 	// wake has a value when the first read begins.
 	wake   chan struct{}
+	scale  float64 // Options.Scale
 	mu     sync.Mutex
 	active map[*reading]struct{}
 }
@@ -61,7 +62,7 @@ func (r *readings) due(now time.Time) (list []dht.Reading, any bool) {
 	defer r.mu.Unlock()
 	for x := range r.active {
 		report := x.Reading
-		report.Bytes = x.bytes.Load()
+		report.Bytes = int64(float64(x.bytes.Load()) * r.scale)
 		switch {
 		case !now.Before(x.next):
 			report.New = false
