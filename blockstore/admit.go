@@ -3,6 +3,7 @@ package blockstore
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/covey-cache/covey"
 )
@@ -19,17 +20,28 @@ func (s *Store) Put(l covey.Locator, p covey.Place, d covey.Digest, data []byte)
 	if d.IsZero() {
 		return fmt.Errorf("admit %s: no digest: %w", l, covey.ErrInvalid)
 	}
-	return s.admit(l, data, func(t *tier) error { return t.Put(l, p, d, data) })
+	return s.admit(l, data, true, func(t *tier) error { return t.Put(l, p, d, data) })
+}
+
+// PutReplica is Put for a block that came from a neighbour, one of so many holders.
+// It takes spare room only: it evicts nothing of a data set in use, and gives way to
+// what is read from the origin, the replicas with most holders first.
+func (s *Store) PutReplica(l covey.Locator, p covey.Place, d covey.Digest, data []byte, holders int) error {
+	if d.IsZero() {
+		return fmt.Errorf("admit %s: no digest: %w", l, covey.ErrInvalid)
+	}
+	many := holders >= manyHolders
+	return s.admit(l, data, false, func(t *tier) error { return t.PutReplica(l, p, d, data, many) })
 }
 
 // Admit is Put for bytes whose digest nobody has computed yet: it does so while it
 // writes them. Whether they are the right ones is for the caller to know, as it is
 // with bytes that come from the origin.
 func (s *Store) Admit(l covey.Locator, p covey.Place, data []byte) error {
-	return s.admit(l, data, func(t *tier) error { return t.Admit(l, p, data) })
+	return s.admit(l, data, true, func(t *tier) error { return t.Admit(l, p, data) })
 }
 
-func (s *Store) admit(l covey.Locator, data []byte, put func(*tier) error) error {
+func (s *Store) admit(l covey.Locator, data []byte, primary bool, put func(*tier) error) error {
 	if err := checkPut(l, covey.Place{}, data); err != nil {
 		return fmt.Errorf("admit %s: %w", l, err)
 	}
@@ -39,7 +51,15 @@ func (s *Store) admit(l covey.Locator, data []byte, put func(*tier) error) error
 			return t.inTurn(func() error { return put(t) })
 		}
 	}
-	return s.tryEach(l.Object, k.id, put)
+	err := s.tryEach(l.Object, k.id, put)
+	if !noRoom(err) {
+		return err
+	}
+	n := newcomer{
+		id: k.id, primary: primary, trades: s.opts.rules.of(l.Object).Policy.trades(),
+		idle: s.opts.IdleAfter, now: time.Now(),
+	}
+	return s.makeWay(n, blockUse(l.Object, l.Index), func(t *tier) error { return t.inTurn(func() error { return put(t) }) }, err)
 }
 
 // PutEmpty makes an object of no blocks known, so that OpenWhole finds it.
@@ -50,13 +70,20 @@ func (s *Store) PutEmpty(o covey.Object) error {
 // tryEach calls put with one tier after the other, in the order that suits the
 // object, until one admits it.
 func (s *Store) tryEach(o covey.Object, id covey.ObjectID, put func(*tier) error) error {
-	err := errNoTier
+	var last error
 	for _, t := range s.order(o, id) {
-		if err = t.inTurn(func() error { return put(t) }); err == nil || !passesOn(err) {
+		err := t.inTurn(func() error { return put(t) })
+		if err == nil || !passesOn(err) {
 			return err
 		}
+		if last == nil || !noRoom(last) {
+			last = err // that there is no room says more than that a tier is off
+		}
 	}
-	return err
+	if last == nil {
+		return errNoTier
+	}
+	return last
 }
 
 // errNoTier is what an admission gets while no tier is in use.

@@ -27,6 +27,7 @@ func (s *Store) Stat(o covey.Object) Stat {
 			st.Missing = part.Missing
 		}
 		st.Blocks += part.Blocks
+		st.Replicas += part.Replicas
 		st.Used += part.Used
 		st.Plain += part.Plain
 		st.Whole = st.Whole || part.Whole

@@ -10,8 +10,10 @@ import (
 // Stat is what a store has of one object.
 type Stat struct {
 	Object covey.Object
-	Blocks int   // of it that are here
-	Used   int64 // disk use of those, in bytes
+	Blocks int // of it that are here
+	// Replicas are those of them that came from a neighbour.
+	Replicas int
+	Used     int64 // disk use of those that are here, in bytes
 	// Plain is what those would take if they were stored as they are.
 	Plain int64
 	// Missing is the most that the others would take.
@@ -46,6 +48,7 @@ func (s *tier) stat(st *Stat) bool {
 	st.Blocks, st.Used = int(e.count), s.table.objectUse(e, st.Object)
 	st.Plain = s.table.plainUse(e, st.Object)
 	st.Missing -= st.Plain
+	st.Replicas = s.table.replicas(e)
 	st.Whole = e.count == e.blocks
 	return true
 }
@@ -54,6 +57,7 @@ func (s *tier) stat(st *Stat) bool {
 type Du struct {
 	Objects, Whole int // objects with any block (or of none), and with every block
 	Blocks         int
+	Replicas       int   // blocks that came from a neighbour
 	Used           int64 // disk use, in bytes
 	Plain          int64 // what that would be if all were stored as it is
 	Pinned         int   // objects that are pinned, here or not
@@ -88,6 +92,7 @@ func (du *Du) add(st Stat) {
 		du.Whole++
 	}
 	du.Blocks += st.Blocks
+	du.Replicas += st.Replicas
 	du.Used += st.Used
 	du.Plain += st.Plain
 	if st.Pinned {
@@ -102,6 +107,7 @@ func (du *Du) sum(d Du) {
 	du.Objects += d.Objects
 	du.Whole += d.Whole
 	du.Blocks += d.Blocks
+	du.Replicas += d.Replicas
 	du.Used += d.Used
 	du.Plain += d.Plain
 	du.Pinned += d.Pinned

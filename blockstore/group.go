@@ -131,6 +131,18 @@ func (g *group) seal(t *table, number uint64) {
 				}
 			}
 		}
+		p.replica = e.flags&flagReplica != 0
+		if e.flags&flagMixed != 0 {
+			p.replicas = make([]byte, (e.blocks+7)/8)
+			for i := range int(e.blocks) {
+				if t.isReplica(e, i) {
+					p.replicas[i/8] |= 1 << (uint(i) % 8)
+				}
+			}
+		}
+		if e.flags&flagTimed != 0 {
+			p.added = e.stamp
+		}
 		oc.presence = p.encode()
 		slices.Sort(oc.indexes)
 	}

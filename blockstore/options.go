@@ -34,6 +34,11 @@ type Options struct {
 	// Policy says what gives way when the budget is used up; "" means
 	// [PolicyEpoch].
 	Policy Policy
+	// Datasets are kept in ways of their own.
+	Datasets []Dataset
+	// IdleAfter is how long nothing of a data set may be used before it gives way
+	// to any other; 0 means 24 h, less than 0 means for ever.
+	IdleAfter time.Duration
 	// Compress says how new blocks are compressed; the zero value is not at all.
 	// Blocks that are here are read whatever it says.
 	Compress Compression
@@ -62,6 +67,8 @@ type Options struct {
 
 	// coder is what all tiers of a store share.
 	coder *coder
+	// rules are what all tiers of a store share.
+	rules *rules
 	// onFault, if set, is called when a fault ends a tier's admission.
 	onFault func()
 }
@@ -99,6 +106,10 @@ const defaultSyncEvery = time.Second
 // gives and half of what a hard disk does, with a fiftieth of a core to hash it.
 const defaultVerifyRate int64 = 64 << 20
 
+// defaultIdleAfter is a job that runs once a day: what it reads is there the next day
+// if nobody else needs the room, and somebody who does has it after that day.
+const defaultIdleAfter = 24 * time.Hour
+
 // memBudget is the default budget on a file system that cannot tell how much is
 // free, which only one in memory does. It keeps a simulation of 20 nodes within
 // a laptop.
@@ -123,10 +134,11 @@ func (o Options) Validate() error {
 	if o.SyncEvery < 0 {
 		errs = append(errs, fmt.Errorf("sync interval %v: %w", o.SyncEvery, covey.ErrInvalid))
 	}
-	switch o.Policy {
-	case "", PolicyEpoch, PolicyLRU:
-	default:
-		errs = append(errs, fmt.Errorf("cache policy %q, neither %q nor %q: %w", o.Policy, PolicyEpoch, PolicyLRU, covey.ErrInvalid))
+	if !o.Policy.known() || o.Policy == PolicyTTL {
+		errs = append(errs, fmt.Errorf("cache policy %q, none of epoch, lru and lfu: %w", o.Policy, covey.ErrInvalid))
+	}
+	for _, d := range o.Datasets {
+		errs = append(errs, d.validate())
 	}
 	if o.DecodedBytes < 0 {
 		errs = append(errs, fmt.Errorf("%d bytes for decoded blocks: %w", o.DecodedBytes, covey.ErrInvalid))
@@ -152,6 +164,15 @@ func (o Options) withDefaults() Options {
 	}
 	if o.FS == vfs.Default {
 		o.FS = nil
+	}
+	if o.Policy == "" {
+		o.Policy = PolicyEpoch
+	}
+	if o.IdleAfter == 0 {
+		o.IdleAfter = defaultIdleAfter
+	}
+	if o.rules == nil {
+		o.rules = newRules(o.Policy, o.Datasets)
 	}
 	return o
 }

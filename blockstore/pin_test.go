@@ -14,7 +14,7 @@ import (
 	"github.com/covey-cache/covey"
 )
 
-func mustPin(t testing.TB, s *tier, o covey.Object) {
+func mustPin(t testing.TB, s interface{ Pin(covey.Object) error }, o covey.Object) {
 	t.Helper()
 	if err := s.Pin(o); err != nil {
 		t.Fatal(err)

@@ -13,42 +13,56 @@ import (
 
 // In epochs of 3,000 equal blocks, each in an order of its own, the hit ratio of
 // epoch is the share c that fits, and that of lru is c + (1-c) ln(1-c), both within
-// a point. Each block is an object, as small as the disk allocates.
+// a point, in one tier and across two. Each block is an object, as small as the disk
+// allocates.
 func TestHitRatio(t *testing.T) {
-	const blocks, epochs = 3000, 4
+	const blocks = 3000
 	objects := make([]covey.Object, blocks)
 	for i := range objects {
 		objects[i] = object(fmt.Sprintf("sample-%04d", i), 16)
 	}
 	for _, c := range []float64{.35, .5, .8, .9} {
 		for policy, want := range map[Policy]float64{PolicyEpoch: c, PolicyLRU: c + (1-c)*math.Log(1-c)} {
-			t.Run(fmt.Sprintf("%s %v", policy, c), func(t *testing.T) {
-				rng := rand.New(rand.NewPCG(1, uint64(c*100)))
-				budget := int64(math.Round(c*blocks)) * unit
-				s := mustOpen(t, Options{Dir: "/c", FS: MemFS(), Budget: budget, Policy: policy})
-				hits := 0
-				for epoch := range epochs + 2 {
-					for _, i := range rng.Perm(blocks) {
-						if readThrough(t, s, objects[i].Block(0)) && epoch >= 2 { // warm by then
-							hits++
-						}
-					}
-				}
-				got := float64(hits) / (blocks * epochs)
-				t.Logf("hit ratio %.4f, expected %.4f", got, want)
-				if math.Abs(got-want) > .01 {
-					t.Errorf("hit ratio %.4f, want %.4f within a point", got, want)
-				}
-				if u := s.Usage(); u.Used != budget || u.ReadOnly {
-					t.Errorf("usage %+v", u)
-				}
-			})
+			for tiers := range 2 {
+				testHitRatio(t, policy, c, want, objects, tiers+1)
+			}
 		}
 	}
 }
 
+func testHitRatio(t *testing.T, policy Policy, c, want float64, objects []covey.Object, tiers int) {
+	const epochs = 4
+	blocks := len(objects)
+	t.Run(fmt.Sprintf("%s %v in %d", policy, c, tiers), func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(1, uint64(c*100)))
+		budget := int64(math.Round(c*float64(blocks))) * unit
+		opts := Options{Dir: "/c", FS: MemFS(), Budget: budget, Policy: policy}
+		if tiers == 2 {
+			opts.Budget = budget / 4 / unit * unit
+			opts.Slower = []TierOptions{{Dir: "/d", FS: opts.FS, Budget: budget - opts.Budget}}
+		}
+		s := mustOpenStore(t, opts)
+		hits := 0
+		for epoch := range epochs + 2 {
+			for _, i := range rng.Perm(blocks) {
+				if readThrough(t, s, objects[i].Block(0)) && epoch >= 2 { // warm by then
+					hits++
+				}
+			}
+		}
+		got := float64(hits) / float64(blocks*epochs)
+		t.Logf("hit ratio %.4f, expected %.4f", got, want)
+		if math.Abs(got-want) > .01 {
+			t.Errorf("hit ratio %.4f, want %.4f within a point", got, want)
+		}
+		if u := s.Usage(); u.Used != budget || u.ReadOnly {
+			t.Errorf("usage %+v", u)
+		}
+	})
+}
+
 // readThrough reads a block as a cache does, and reports whether it was a hit.
-func readThrough(t *testing.T, s *tier, l covey.Locator) bool {
+func readThrough(t *testing.T, s blocks, l covey.Locator) bool {
 	h, err := s.Get(l)
 	if err == nil {
 		h.Release()
@@ -65,7 +79,7 @@ func readThrough(t *testing.T, s *tier, l covey.Locator) bool {
 // the one that room is made for, and nothing when that would not help.
 func TestLRU(t *testing.T) {
 	opts := Options{Dir: t.TempDir(), Budget: 6 * testBlock, Policy: PolicyLRU}
-	s := mustOpen(t, opts)
+	s := mustOpenStore(t, opts)
 	a, b, c, d := object("a", 2*testBlock), object("b", 2*testBlock), object("c", 2*testBlock), object("d", 3*testBlock)
 	for _, o := range []covey.Object{a, b, c} {
 		putAll(t, s, o)
@@ -98,7 +112,7 @@ func TestLRU(t *testing.T) {
 	}
 	want := s.Usage()
 	mustClose(t, s)
-	s = mustOpen(t, opts)
+	s = mustOpenStore(t, opts)
 	if got := s.Usage(); got != want {
 		t.Errorf("after a restart %+v, want %+v", got, want)
 	}
@@ -113,7 +127,7 @@ func TestLRU(t *testing.T) {
 // what it serves is right.
 func TestConcurrentLRU(t *testing.T) {
 	const budget = 8 * testBlock
-	s := mustOpen(t, Options{Dir: t.TempDir(), Budget: budget, Policy: PolicyLRU})
+	s := mustOpenStore(t, Options{Dir: t.TempDir(), Budget: budget, Policy: PolicyLRU})
 	var wg sync.WaitGroup
 	for g := range 8 {
 		wg.Go(func() {
@@ -166,14 +180,14 @@ func TestTableOrder(t *testing.T) {
 			tab.touch(tab.find(&id))
 			order = append(append(order[:i], order[i+1:]...), id)
 		}
-		back, at := 0, tab.oldest
+		back, at := 0, tab.ends(kindKept).oldest
 		for _, id := range order {
 			if e := tab.at(at - 1); e.id != id || int(e.older) != back {
 				t.Fatalf("step %d: the order is broken", n)
 			}
 			back, at = int(at), tab.at(at-1).newer
 		}
-		if at != 0 || int(tab.newest) != back {
+		if at != 0 || int(tab.ends(kindKept).newest) != back {
 			t.Fatalf("step %d: the list ends wrong", n)
 		}
 	}

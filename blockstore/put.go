@@ -26,18 +26,27 @@ func (s *tier) Put(l covey.Locator, p covey.Place, d covey.Digest, data []byte) 
 	if d.IsZero() {
 		return fmt.Errorf("admit %s: no digest: %w", l, covey.ErrInvalid)
 	}
-	return s.admitBlock(l, p, d, data)
+	return s.admitBlock(l, record{digest: d, place: p}, data)
+}
+
+// PutReplica is Put for a block that came from a neighbour; many says that many
+// others have it.
+func (s *tier) PutReplica(l covey.Locator, p covey.Place, d covey.Digest, data []byte, many bool) error {
+	if d.IsZero() {
+		return fmt.Errorf("admit %s: no digest: %w", l, covey.ErrInvalid)
+	}
+	return s.admitBlock(l, record{digest: d, place: p, from: provenance{replica: true, many: many}}, data)
 }
 
 // Admit is Put for bytes whose digest nobody has computed yet: it does so while it
 // writes them. Whether they are the right ones is for the caller to know, as it is
 // with bytes that come from the origin.
 func (s *tier) Admit(l covey.Locator, p covey.Place, data []byte) error {
-	return s.admitBlock(l, p, covey.Digest{}, data)
+	return s.admitBlock(l, record{place: p}, data)
 }
 
-func (s *tier) admitBlock(l covey.Locator, p covey.Place, d covey.Digest, data []byte) error {
-	if err := checkPut(l, p, data); err != nil {
+func (s *tier) admitBlock(l covey.Locator, r record, data []byte) error {
+	if err := checkPut(l, r.place, data); err != nil {
 		return fmt.Errorf("admit %s: %w", l, err)
 	}
 	if err := s.enter(); err != nil {
@@ -46,7 +55,7 @@ func (s *tier) admitBlock(l covey.Locator, p covey.Place, d covey.Digest, data [
 	defer s.leave()
 	s.inUse()
 	k := blockKey{l.Object.ID(), uint32(l.Index)}
-	if err := s.put(l, k, record{digest: d, place: p}, data); err != nil {
+	if err := s.put(l, k, r, data); err != nil {
 		s.metrics.refused.Inc()
 		return fmt.Errorf("admit %s to %s: %w", l, s.opts.Dir, err)
 	}
@@ -76,7 +85,7 @@ func (s *tier) put(l covey.Locator, k blockKey, r record, data []byte) error {
 		return err
 	}
 	use := blockUse(l.Object, l.Index)
-	if err := s.makeRoom(k.id, use); err != nil {
+	if err := s.reserve(k.id, use); err != nil {
 		s.mu.Unlock()
 		s.unclaimBlock(k)
 		return err
@@ -91,6 +100,7 @@ func (s *tier) put(l covey.Locator, k blockKey, r record, data []byte) error {
 	s.metrics.admitted.Inc()
 	s.metrics.plainBytes.Add(float64(len(data)))
 	stored := r.use(int64(len(data)))
+	set := s.opts.rules.of(l.Object)
 	s.mu.Lock()
 	s.unneeded(use - stored)
 	e := s.table.find(&k.id)
@@ -98,7 +108,12 @@ func (s *tier) put(l covey.Locator, k blockKey, r record, data []byte) error {
 		e = s.table.add(k.id, l.Blocks())
 	}
 	s.table.account(e, l.Object, stored, r.coding != nil)
+	s.table.kindle(e, l.Index, r.from.replica)
+	if r.from.many {
+		e.flags |= flagMany
+	}
 	s.table.set(e, l.Index)
+	s.place(e, set, l.Size)
 	s.table.mark(e, l.Index)
 	s.note(l.Object, k, change{record: r, fresh: true, prior: s.mayHaveRecord(k)})
 	s.mu.Unlock()
@@ -259,7 +274,7 @@ func (s *tier) PutEmpty(o covey.Object) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.table.add(id, 0)
+	s.place(s.table.add(id, 0), s.opts.rules.of(o), 0)
 	s.pending.touch(id, o).fresh = true
 	s.noted()
 	return nil

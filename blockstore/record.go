@@ -33,6 +33,15 @@ type record struct {
 	crc    uint32 // CRC32C of the bytes in the slot
 	place  covey.Place
 	coding *coding // nil where those are the block's own
+	// from says where the block came from; the index has that of all blocks of an
+	// object together, in its presence.
+	from provenance
+}
+
+// provenance is where a block came from.
+type provenance struct {
+	replica bool // from a neighbour
+	many    bool // which has it with many others
 }
 
 // use is the disk use of a block of plain bytes.
@@ -140,12 +149,20 @@ type presence struct {
 	// that are here take, in units.
 	coded bool
 	use   uint32
+	// replica says that every block that is here came from a neighbour; else
+	// replicas, unless nil, says which did.
+	replica  bool
+	replicas []byte
+	added    uint32 // when it came, in seconds since 1970; 0 when that does not matter
 }
 
 // The bits of a presence record's second byte.
 const (
 	presenceWhole = 1 << iota
 	presenceCoded
+	presenceReplica
+	presenceMixed
+	presenceTimed
 )
 
 func (p *presence) has(i int) bool { return p.whole || p.bits[i/8]>>(uint(i)%8)&1 == 1 }
@@ -162,26 +179,41 @@ func (p *presence) encode() []byte {
 	if p.coded {
 		b[len(b)-1] |= presenceCoded
 	}
+	if p.replica {
+		b[len(b)-1] |= presenceReplica
+	}
+	if p.replicas != nil {
+		b[len(b)-1] |= presenceMixed
+	}
+	if p.added > 0 {
+		b[len(b)-1] |= presenceTimed
+	}
 	b = binary.AppendUvarint(b, p.group)
 	b = binary.AppendUvarint(b, uint64(p.size))
 	b = binary.AppendUvarint(b, uint64(p.blockSize))
 	if p.coded {
 		b = binary.AppendUvarint(b, uint64(p.use))
 	}
-	return append(b, p.bits...)
+	if p.added > 0 {
+		b = binary.AppendUvarint(b, uint64(p.added))
+	}
+	b = append(b, p.bits...)
+	return append(b, p.replicas...)
 }
 
 func parsePresence(b []byte) (p presence, err error) {
-	if len(b) < 2 || b[0] != recordVersion || b[1] > presenceWhole|presenceCoded {
+	if len(b) < 2 || b[0] != recordVersion || b[1] > presenceWhole|presenceCoded|presenceReplica|presenceMixed|presenceTimed {
 		return p, badRecord("presence", b)
 	}
 	p.whole, p.coded = b[1]&presenceWhole != 0, b[1]&presenceCoded != 0
+	p.replica = b[1]&presenceReplica != 0
+	mixed, timed := b[1]&presenceMixed != 0, b[1]&presenceTimed != 0
 	rest := b[2:]
-	f := make([]uint64, 3, 4)
-	if p.coded {
-		f = f[:4]
-	}
+	var f [5]uint64
 	for i := range f {
+		if i == 3 && !p.coded || i == 4 && !timed {
+			continue
+		}
 		v, n := binary.Uvarint(rest)
 		if n <= 0 {
 			return p, badRecord("presence", b)
@@ -191,14 +223,24 @@ func parsePresence(b []byte) (p presence, err error) {
 	if f[1] > uint64(covey.MaxObjectSize) || f[2] < uint64(covey.MinBlockSize) || f[2] > uint64(covey.MaxBlockSize) {
 		return p, badRecord("presence", b)
 	}
-	p.group, p.size, p.blockSize = f[0], int64(f[1]), int64(f[2])
+	if f[4] > math.MaxUint32 || p.replica && mixed {
+		return p, badRecord("presence", b)
+	}
+	p.group, p.size, p.blockSize, p.added = f[0], int64(f[1]), int64(f[2]), uint32(f[4])
 	n := p.object().Blocks()
-	want := (n + 7) / 8
+	mask := (n + 7) / 8
+	want := mask
 	if p.whole {
 		want = 0
 	}
+	if mixed {
+		want += mask
+	}
 	if n > math.MaxUint32 || len(rest) != want {
 		return p, badRecord("presence", b)
+	}
+	if mixed {
+		p.replicas, rest = rest[len(rest)-mask:], rest[:len(rest)-mask]
 	}
 	if p.coded {
 		if f[3] > uint64(DiskUse(p.object())/unit) || p.size > maxCoded {

@@ -162,8 +162,8 @@ func TestTable(t *testing.T) {
 				tab.set(e, i)
 				tab.mark(e, i)
 			}
-			if int(e.count) != len(model[id]) || e.checked != e.count {
-				t.Fatalf("count %d, checked %d, want %d", e.count, e.checked, len(model[id]))
+			if int(e.count) != len(model[id]) || tab.checked(e) != int(e.count) {
+				t.Fatalf("count %d, checked %d, want %d", e.count, tab.checked(e), len(model[id]))
 			}
 		}
 	}

@@ -23,7 +23,7 @@ func (s *tier) recover() (crashed bool, err error) {
 	if s.index != nil {
 		_ = s.index.close() // it is damaged, and goes
 	}
-	s.table, s.used, s.group = newTable(), 0, 0
+	s.table, s.used, s.group = s.newTable(), 0, 0
 	s.reserved = 0
 	clear(s.pins)
 	if err := s.at.quarantine(); err != nil {
@@ -56,6 +56,9 @@ func (s *tier) load() (crashed bool, err error) {
 		return false, asCorrupt(err)
 	}
 	if err := s.loadPins(); err != nil {
+		return false, asCorrupt(err)
+	}
+	if err := s.loadDatasets(); err != nil {
 		return false, asCorrupt(err)
 	}
 	return !m.clean, s.index.setMark(mark{group: m.group})
@@ -114,6 +117,7 @@ func (s *tier) loadRange(lower, upper []byte, m mark) error {
 		p  presence
 	}
 	batch := make([]loaded, 0, loadBatch)
+	unsorted := s.opts.rules.at(0) // which data set it is of, its name will say
 	add := func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -121,6 +125,7 @@ func (s *tier) loadRange(lower, upper []byte, m mark) error {
 			o := b.p.object()
 			e := s.table.add(b.id, o.Blocks())
 			s.table.load(e, &b.p)
+			s.table.requeue(e, queueOf(unsorted, s.table.kind(e, unsorted, b.p.size)))
 			s.used += s.table.objectUse(e, o)
 			if !m.clean && b.p.group == m.group {
 				e.flags |= flagSuspect
@@ -137,6 +142,9 @@ func (s *tier) loadRange(lower, upper []byte, m mark) error {
 			return badRecord("presence", k)
 		}
 		p.bits = append([]byte(nil), p.bits...)
+		if p.replicas != nil {
+			p.replicas = append([]byte(nil), p.replicas...)
+		}
 		batch = append(batch, loaded{covey.ObjectID(k[1:]), p})
 		if len(batch) == loadBatch {
 			add()

@@ -45,13 +45,14 @@ type Store struct {
 	// them, so that a reader who found them in neither knows to look again.
 	moves atomic.Uint64
 
-	unwatch func()        // takes the coder's metrics off the registry
-	ails    chan struct{} // a tier failed
-	stop    context.CancelFunc
-	done    sync.WaitGroup
-	gauges  []prometheus.Collector
-	closing sync.Once
-	closed  error
+	unwatch  func()        // takes the coder's metrics off the registry
+	ails     chan struct{} // a tier failed
+	unsorted chan struct{} // a data set became known
+	stop     context.CancelFunc
+	done     sync.WaitGroup
+	gauges   []prometheus.Collector
+	closing  sync.Once
+	closed   error
 }
 
 // Usage is what a tier holds, or what all of a store's do.
@@ -80,7 +81,7 @@ type Usage struct {
 // [covey.ErrInvalid] as well when blocks are encrypted under a key that is not in
 // [Options.Keys]; nothing is lost then.
 //
-// Open starts one goroutine for the store and two for each tier, which sleep while
+// Open starts two goroutines for the store and two for each tier, which sleep while
 // there is nothing to do. Close joins them.
 func Open(opts Options) (*Store, error) {
 	if err := opts.Validate(); err != nil {
@@ -92,7 +93,7 @@ func Open(opts Options) (*Store, error) {
 		return nil, fmt.Errorf("open block store: %w", err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	s := &Store{opts: opts, log: opts.Log, ails: make(chan struct{}, 1), stop: stop, unwatch: func() {}}
+	s := &Store{opts: opts, log: opts.Log, ails: make(chan struct{}, 1), unsorted: make(chan struct{}, 1), stop: stop, unwatch: func() {}}
 	opts.onFault = func() { signal(s.ails) }
 	for _, o := range opts.tiers() {
 		s.shelves = append(s.shelves, &shelf{opts: o, log: s.log})
@@ -121,8 +122,9 @@ func Open(opts Options) (*Store, error) {
 			s.gauges = append(s.gauges, g)
 		}
 	}
-	s.done.Add(1)
+	s.done.Add(2)
 	go s.tend(ctx)
+	go s.keepHouse(ctx)
 	return s, nil
 }
 

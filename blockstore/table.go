@@ -2,6 +2,8 @@ package blockstore
 
 import (
 	"encoding/binary"
+	"math/bits"
+	"sync/atomic"
 
 	"github.com/covey-cache/covey"
 )
@@ -23,9 +25,10 @@ type table struct {
 	buckets [256]buckets
 	big     map[uint32]*bigBits // by slot, for objects of over 64 blocks
 
-	// oldest and newest are the ends of the list of all objects in the order
-	// of their last use, as slot+1.
-	oldest, newest uint32
+	mixed map[uint32]bitset // by slot, the replicas of objects with flagMixed
+
+	queues []ends // by queue
+	clock  *atomic.Uint32
 
 	objects, whole, blocks int
 }
@@ -33,22 +36,23 @@ type table struct {
 // entry is what the table knows of one object. An entry's address is stable
 // until the object is removed.
 //
-// INVARIANT: seen is a subset of have; count and checked are their sizes.
+// INVARIANT: seen is a subset of have, and count is the size of that.
 type entry struct {
 	id         covey.ObjectID
 	have, seen uint64 // unused in objects of over 64 blocks: see big
 	slot       uint32
 	blocks     uint32 // of the whole object
 	count      uint32 // blocks here
-	checked    uint32 // blocks here and checked
+	stamp      uint32 // when it was linked, by the clock; see flagTimed
 	flags      entryFlags
+	uses       uint8 // under lfu, halved from time to time
+	queue      queue
 	use        uint32 // disk use of the blocks here, in units; see flagCoded
-	// older and newer are the neighbours in the order of last use, as slot+1, 0
-	// at the ends.
+	// older and newer are the neighbours in its queue, as slot+1, 0 at the ends.
 	older, newer uint32
 }
 
-type entryFlags uint32
+type entryFlags uint8
 
 const (
 	// flagSuspect marks an object that the last group before an unclean end
@@ -63,9 +67,21 @@ const (
 	// is never passed through, and what it takes is in use; of others that
 	// follows from which blocks are here.
 	flagCoded
+	// flagReplica marks an object of which every block here came from a neighbour,
+	// flagMixed one of which some did: table.mixed says which.
+	flagReplica
+	flagMixed
+	// flagMany marks one that many neighbours had when it came from one of them.
+	flagMany
+	// flagTimed marks one that is kept for a time: its stamp is when it came, in
+	// seconds since 1970.
+	flagTimed
 )
 
-type bigBits struct{ have, seen bitset }
+type bigBits struct {
+	have, seen bitset
+	checked    int // size of seen
+}
 
 // buckets hold slot+1 of entries, 0 where empty, by linear probing. At most three
 // in four are taken, which keeps a miss at 8 probes on average.
@@ -76,7 +92,9 @@ type buckets struct {
 
 const slabLen = 4096
 
-func newTable() *table { return &table{big: make(map[uint32]*bigBits)} }
+func newTable() *table {
+	return &table{big: make(map[uint32]*bigBits), mixed: make(map[uint32]bitset), clock: new(atomic.Uint32)}
+}
 
 func (t *table) at(slot uint32) *entry { return &t.slab[slot/slabLen][slot%slabLen] }
 
@@ -105,7 +123,7 @@ func (t *table) find(id *covey.ObjectID) *entry {
 func (t *table) add(id covey.ObjectID, blocks int) *entry {
 	slot := t.take()
 	e := t.at(slot)
-	*e = entry{id: id, slot: slot, blocks: uint32(blocks)}
+	*e = entry{id: id, slot: slot, blocks: uint32(blocks), queue: kindKept}
 	if blocks > 64 {
 		t.big[slot] = &bigBits{have: newBitset(blocks), seen: newBitset(blocks)}
 	}
@@ -189,40 +207,9 @@ func (t *table) remove(e *entry) {
 	b.slots[i] = 0
 	b.used--
 	delete(t.big, e.slot)
+	t.unmix(e)
 	t.free = append(t.free, e.slot)
 	*e = entry{}
-}
-
-// link makes an object the last used.
-func (t *table) link(e *entry) {
-	e.older, e.newer = t.newest, 0
-	if t.newest != 0 {
-		t.at(t.newest - 1).newer = e.slot + 1
-	} else {
-		t.oldest = e.slot + 1
-	}
-	t.newest = e.slot + 1
-}
-
-func (t *table) unlink(e *entry) {
-	if e.older != 0 {
-		t.at(e.older - 1).newer = e.newer
-	} else {
-		t.oldest = e.newer
-	}
-	if e.newer != 0 {
-		t.at(e.newer - 1).older = e.older
-	} else {
-		t.newest = e.older
-	}
-}
-
-// touch notes a use of the object.
-func (t *table) touch(e *entry) {
-	if t.newest != e.slot+1 {
-		t.unlink(e)
-		t.link(e)
-	}
 }
 
 func (t *table) has(e *entry, i int) bool {
@@ -259,30 +246,41 @@ func (t *table) mark(e *entry, i int) {
 		return
 	}
 	if e.blocks > 64 {
-		t.big[e.slot].seen.set(i)
+		b := t.big[e.slot]
+		b.seen.set(i)
+		b.checked++
 	} else {
 		e.seen |= 1 << uint(i)
 	}
-	e.checked++
+}
+
+// checked is how many blocks are here and checked.
+func (t *table) checked(e *entry) int {
+	if e.blocks > 64 {
+		return t.big[e.slot].checked
+	}
+	return bits.OnesCount64(e.seen)
 }
 
 // unset forgets a block that is here.
 func (t *table) unset(e *entry, i int) {
-	if t.seen(e, i) {
-		e.checked--
-	}
 	if e.count == e.blocks {
 		t.whole--
 	}
 	if e.blocks > 64 {
-		t.big[e.slot].have.clear(i)
-		t.big[e.slot].seen.clear(i)
+		b := t.big[e.slot]
+		if b.seen.has(i) {
+			b.checked--
+		}
+		b.have.clear(i)
+		b.seen.clear(i)
 	} else {
 		e.have &^= 1 << uint(i)
 		e.seen &^= 1 << uint(i)
 	}
 	e.count--
 	t.blocks--
+	t.unkindle(e, i)
 }
 
 // load replaces the blocks of a new entry by those of a record from the index.
@@ -308,6 +306,23 @@ func (t *table) load(e *entry, p *presence) {
 	if p.coded {
 		e.flags |= flagCoded
 		e.use = p.use
+	}
+	if p.replica {
+		e.flags |= flagReplica
+	}
+	if p.added > 0 {
+		e.flags |= flagTimed
+		e.stamp = p.added
+	}
+	if p.replicas != nil {
+		b := newBitset(int(e.blocks))
+		for i := range int(e.blocks) {
+			if p.has(i) && p.replicas[i/8]>>(uint(i)%8)&1 == 1 {
+				b.set(i)
+			}
+		}
+		t.mixed[e.slot] = b
+		e.flags |= flagMixed
 	}
 	t.blocks += int(e.count)
 	if e.count == e.blocks && e.blocks > 0 {

@@ -52,6 +52,11 @@ type tier struct {
 	// not cleared out yet.
 	unswept atomic.Bool
 	pulse
+	// sorted is the version of the data sets that the objects are sorted by; the
+	// store's housekeeper alone uses it.
+	sorted uint64
+	// saved is when data sets were used, as the index has it. flushMu guards it.
+	saved map[uint16]int64
 
 	// flushMu lets one group be committed at a time. It is taken before mu.
 	flushMu sync.Mutex
@@ -117,14 +122,15 @@ func openTier(opts Options) (*tier, error) {
 		kick:    make(chan struct{}, 1),
 		stop:    make(chan struct{}),
 		checks:  make(chan covey.Object, maxChecks),
-		table:   newTable(),
 		pending: newGroup(),
 		pins:    make(map[covey.ObjectID]struct{}),
+		saved:   make(map[uint16]int64),
 		claims:  make(map[covey.ObjectID]int),
 		writing: make(map[blockKey]struct{}),
 		open:    make(map[covey.ObjectID]*openFile),
 		queued:  make(map[covey.ObjectID]struct{}),
 	}
+	s.table = s.newTable()
 	if s.at.os {
 		s.at.fs = vfs.Default
 	}
@@ -218,9 +224,10 @@ func (s *tier) Close() error {
 	s.done.Wait()
 	s.metrics.close()
 
+	saved := s.writeDatasets()
 	s.flushMu.Lock()
 	defer s.flushMu.Unlock()
-	err := s.flush()
+	err := errors.Join(s.flush(), saved)
 	if err == nil {
 		err = s.index.setMark(mark{group: s.group, clean: true})
 	}

@@ -89,7 +89,7 @@ func (s *tier) offer(id covey.ObjectID) (drops uint64, err error) {
 		return 0, covey.ErrNotFound
 	case e.flags&flagCoded != 0:
 		return 0, errCoded
-	case e.checked != e.blocks:
+	case s.table.checked(e) != int(e.blocks):
 		return 0, errUnchecked
 	}
 	return s.drops, nil
@@ -105,9 +105,7 @@ func (s *tier) hand(id covey.ObjectID, drops uint64) bool {
 		return false
 	}
 	e.flags |= flagHanded
-	if s.opts.Policy == PolicyLRU {
-		s.table.touch(e)
-	}
+	s.useEntry(e)
 	return true
 }
 
@@ -138,9 +136,10 @@ func (s *tier) unmark(id covey.ObjectID) {
 	if e == nil {
 		return
 	}
-	e.seen, e.checked = 0, 0
+	e.seen = 0
 	if b := s.table.big[e.slot]; b != nil {
 		clear(b.seen)
+		b.checked = 0
 	}
 }
 

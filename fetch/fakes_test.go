@@ -56,6 +56,8 @@ type memStore struct {
 	open   int  // handles
 	misses int  // calls of Get that find nothing, although it is there
 	blind  bool // Present says that nothing is there
+	// replicas are the blocks that came from a neighbour, with its holders' number.
+	replicas map[covey.Locator]int
 }
 
 type memHandle struct {
@@ -114,6 +116,19 @@ func (s *memStore) Put(l covey.Locator, p covey.Place, d covey.Digest, data []by
 	s.blocks[l] = &memory{buf: &buffer{data: bytes.Clone(data)}, digest: d}
 	s.places[l] = p
 	return nil
+}
+
+func (s *memStore) PutReplica(l covey.Locator, p covey.Place, d covey.Digest, data []byte, holders int) error {
+	err := s.Put(l, p, d, data)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		if s.replicas == nil {
+			s.replicas = make(map[covey.Locator]int)
+		}
+		s.replicas[l] = holders
+	}
+	return err
 }
 
 func (s *memStore) Drop(l covey.Locator) error {

@@ -26,6 +26,9 @@ type Store interface {
 	Get(l covey.Locator) (blockstore.Handle, error)
 	Present(e *covey.Extent) covey.Bitmap
 	Put(l covey.Locator, p covey.Place, d covey.Digest, data []byte) error
+	// PutReplica is Put for a block that came from a neighbour, one of so many
+	// holders.
+	PutReplica(l covey.Locator, p covey.Place, d covey.Digest, data []byte, holders int) error
 	Drop(l covey.Locator) error
 }
 

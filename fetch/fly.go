@@ -83,7 +83,7 @@ func (f *Fetcher) admit(fl *flight, got found, data []byte) {
 	place := covey.Place{Extent: fl.extent.ID, Slot: uint8(fl.slot)}
 	err := errUnwanted
 	if f.adviser().Keep(fl.locator, got.source) {
-		err = f.store.Put(fl.locator, place, got.digest, data)
+		err = f.put(fl.locator, place, got, data)
 	}
 	if err == nil {
 		f.announced.add(fl.extent.ID, fl.slot)
@@ -99,6 +99,15 @@ func (f *Fetcher) admit(fl *flight, got found, data []byte) {
 		gone := covey.Bitmap(0).With(fl.slot)
 		f.opts.Directory.Announce(dht.Have{Extent: fl.extent.ID, Gone: gone})
 	}
+}
+
+// put says which copies are primaries, read from the origin, and which are replicas:
+// the store keeps those in spare room only.
+func (f *Fetcher) put(l covey.Locator, p covey.Place, got found, data []byte) error {
+	if got.source == Neighbour {
+		return f.store.PutReplica(l, p, got.digest, data, got.holders)
+	}
+	return f.store.Put(l, p, got.digest, data)
 }
 
 func (f *Fetcher) announceOnce(e *covey.Extent, slot int, d covey.Digest) {

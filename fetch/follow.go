@@ -131,7 +131,7 @@ func (s *search) confirm(want covey.Digest) (found, bool) {
 	r := s.rumour
 	s.rumour = nil
 	if r.digest == want {
-		return found{source: Neighbour, digest: want}, true
+		return found{source: Neighbour, digest: want, holders: 1}, true
 	}
 	s.lied(r.from)
 	return found{}, false

@@ -159,3 +159,22 @@ func TestAdmitted(t *testing.T) {
 		})
 	})
 }
+
+// What came from a neighbour is a replica, with as many holders as its home named;
+// what the origin gave is a primary.
+func TestReplicasAreTold(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		r := newRoom(t, peerBytes{"n1": honest, "n2": honest})
+		e := extentOf("a", 2)
+		r.home.holds(e, []int{0}, "n1", "n2")
+		mustGet(t.Context(), t, r.Fetcher, e, 0)
+		mustGet(t.Context(), t, r.Fetcher, e, 1)
+		r.settle()
+		if n, is := r.store.replicas[e.Blocks[0]]; !is || n != 2 {
+			t.Errorf("the neighbours' block is a replica: %v, of %d holders, want 2", is, n)
+		}
+		if _, is := r.store.replicas[e.Blocks[1]]; is || !r.store.Present(e).Has(1) {
+			t.Error("the origin's block is a replica, or not there")
+		}
+	})
+}

@@ -19,7 +19,7 @@ func (s *search) held(a answer) (found, bool) {
 		return p == s.f.opts.Self || slices.Contains(s.failed, p) || s.f.neighbours.banned(p)
 	})
 	if len(peers) > 0 && s.race(peers, a.Digest) {
-		return found{source: Neighbour, digest: a.Digest}, true
+		return found{source: Neighbour, digest: a.Digest, holders: len(a.Peers)}, true
 	}
 	s.f.planner.forget(s.fl.extent, s.fl.slot)
 	if len(peers) == 0 {

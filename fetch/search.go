@@ -53,6 +53,8 @@ type found struct {
 	// grant is set when a home's lease was used, or came too late to be used;
 	// the home must hear of the outcome.
 	grant *answer
+	// holders is how many peers the home named, of a block that one of them sent.
+	holders int
 }
 
 const (

@@ -47,6 +47,13 @@ type CacheDir struct {
 	Size int64
 }
 
+// KeepSpec says how a data set, or what is at and below a path of it, is kept.
+type KeepSpec struct {
+	Source, Path string
+	Policy       string // "epoch", "lru", "lfu" or "ttl"
+	TTL          time.Duration
+}
+
 // MountSpec is a source to mount and where.
 type MountSpec struct {
 	Source, Dir string
@@ -58,6 +65,12 @@ type MountSpec struct {
 type AgentOptions struct {
 	StateDir string
 	Cache    []CacheDir // the fastest first
+	// CachePolicy says what gives way when the cache is full: "epoch" (or ""), "lru"
+	// or "lfu". A data set that was not used for IdleAfter gives way to others; 0
+	// means 24 h, less than 0 means never.
+	CachePolicy string
+	IdleAfter   time.Duration
+	Keep        []KeepSpec
 	// Compress says how blocks are compressed in the cache.
 	Compress blockstore.Compression
 	// CacheKeys, if set, encrypt blocks in the cache.
@@ -418,8 +431,12 @@ func (a *Agent) OpenDataset(ctx context.Context, source string) (*dataset.Datase
 }
 
 func (a *Agent) openSource(ctx context.Context, url string) (*origin.Source, error) {
-	return origin.Open(ctx, url, origin.Options{
+	src, err := origin.Open(ctx, url, origin.Options{
 		HTTP: a.opts.OriginHTTP, Log: a.log, Metrics: a.originMetrics,
 		Retry: origin.Retry{Throttled: func(name string) { a.fetcher.Throttled(name) }},
 	})
+	if err == nil {
+		a.knowSource(src)
+	}
+	return src, err
 }

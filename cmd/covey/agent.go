@@ -76,6 +76,10 @@ func peerOptions(c *agentConfig, log *slog.Logger) (peer.AgentOptions, error) {
 		Log:       log,
 	}
 	opts.DataListen, opts.OriginStrict = c.dataListen, c.policy.strict
+	opts.CachePolicy, opts.IdleAfter = c.keeping.policy, c.keeping.idleAfter
+	for _, s := range c.keeping.sets {
+		opts.Keep = append(opts.Keep, peer.KeepSpec{Source: s.source, Path: s.path, Policy: s.policy, TTL: s.ttl})
+	}
 	opts.Compress, opts.ScrubRate = c.coding.compress, c.coding.scrubRate
 	if c.coding.keys != "" {
 		keys, err := readCacheKeys(c.coding.keys)

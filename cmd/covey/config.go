@@ -39,6 +39,7 @@ type agentConfig struct {
 	dataPlane  string
 	dataListen string // "" for the default
 	policy     policy
+	keeping    keeping
 	zone, rack string
 	host       string
 	logLevel   slog.Level
@@ -81,7 +82,8 @@ func parseSettings(l layer, getenv func(string) string) (*agentConfig, error) {
 		join:       l["join"].words,
 	}
 	for _, parse := range []func(layer, func(string) string) error{
-		c.parsePaths, c.parseCache, c.coding.parse, c.parseMounts, c.parseAddresses, c.parseDataPlane, c.parseLog, c.policy.parse,
+		c.parsePaths, c.parseCache, c.coding.parse, c.keeping.parse, c.parseMounts, c.parseAddresses, c.parseDataPlane,
+		c.parseLog, c.policy.parse,
 	} {
 		if err := parse(l, getenv); err != nil {
 			return nil, err

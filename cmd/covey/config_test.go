@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -199,6 +200,16 @@ func TestConfigFaults(t *testing.T) {
 		{name: "tier without a directory", flags: []string{"--cache=:1GiB"}, says: `--cache: cache ":1GiB": the directory is missing`},
 		{name: "tier on a disk that is not there", flags: []string{"--cache=/no-such-disk/covey:1GiB"}, says: "--cache: /no-such-disk/covey: there is no directory /no-such-disk: make it, or mount"},
 		{name: "unit of no kind", flags: []string{"--cache=/a:10XB"}, says: `--cache: cache "/a:10XB": size "10XB": unknown unit "XB": write it like 512MiB`},
+		{name: "policy", flags: []string{"--cache-policy=fifo"}, says: `--cache-policy: "fifo": want epoch, lru or lfu`},
+		{name: "idle", flags: []string{"--idle-after=10"}, says: `--idle-after: "10": write a time of at least 1m`},
+		{name: "data sets of no list", file: "datasets: x\n", says: "line 1: datasets wants a list of mappings"},
+		{name: "data set of no mapping", file: "datasets:\n- x\n", says: "line 2: datasets: want a mapping"},
+		{name: "data set without source", file: "datasets:\n- policy: lru\n", says: "line 2: datasets: the source is missing"},
+		{name: "data set's key", file: "datasets:\n- source: /s\n  polcy: lru\n", says: `datasets: unknown key "polcy"`},
+		{name: "data set's policy", file: "datasets:\n- {source: /s, policy: fifo}\n", says: `policy "fifo": want epoch, lru, lfu or ttl`},
+		{name: "data set's time", file: "datasets:\n- {source: /s, policy: ttl}\n", says: `ttl goes with policy ttl`},
+		{name: "data set's path", file: "datasets:\n- {source: /s, path: ../x, policy: lru}\n", says: "leads out of the source"},
+		{name: "data set twice", file: "datasets:\n- {source: /s, path: a/, policy: lru}\n- {source: /s, path: a, policy: lfu}\n", says: "line 3: datasets: /s a is given twice"},
 		{name: "mount without dir", flags: []string{"--mount=s3://b/p"}, says: `--mount: "s3://b/p": write it like SOURCE=DIR`},
 		{name: "mount of nothing", flags: []string{"--mount==/d"}, says: "SOURCE=DIR"},
 		{name: "mount on nothing", flags: []string{"--mount=/s="}, says: "SOURCE=DIR"},
@@ -224,6 +235,31 @@ func TestConfigFaults(t *testing.T) {
 		if !errors.As(err, &m) || !strings.Contains(err.Error(), tc.says) {
 			t.Errorf("%s: %v, want a misuse that says %q", tc.name, err, tc.says)
 		}
+	}
+}
+
+// How data sets are kept is a list of mappings in the file, and only there.
+func TestConfigDatasets(t *testing.T) {
+	c, err := load(t, nil, `
+cache-policy: lfu
+idle-after: 36h
+datasets:
+  - source: s3://bucket/imagenet
+    policy: epoch
+  - source: s3://bucket/imagenet
+    path: /val/
+    policy: ttl
+    ttl: 12h
+`)
+	want := keeping{policy: "lfu", idleAfter: 36 * time.Hour, sets: []datasetSpec{
+		{source: "s3://bucket/imagenet", policy: "epoch"},
+		{source: "s3://bucket/imagenet", path: "val", policy: "ttl", ttl: 12 * time.Hour},
+	}}
+	if err != nil || !reflect.DeepEqual(c.keeping, want) {
+		t.Errorf("got %+v, %v, want %+v", c.keeping, err, want)
+	}
+	if c, err := load(t, nil, "", "--idle-after=never"); err != nil || c.keeping.idleAfter >= 0 {
+		t.Errorf("never is %+v, %v", c, err)
 	}
 }
 

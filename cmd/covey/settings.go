@@ -37,6 +37,8 @@ var settings = []setting{
 	{"compress", single, "compress cached blocks: `off|auto|zstd[:LEVEL]`; auto leaves objects that do not pack as they are (default off)"},
 	{"cache-key", single, "`FILE` of keys that cached blocks are encrypted with: one a line, the first writes (openssl rand -hex 32)"},
 	{"scrub-rate", single, "`BYTES` a second of each tier that are checked again while the host is idle, \"off\" for none (default 8MiB)"},
+	{"cache-policy", single, "what gives way when the cache is full, `epoch|lru|lfu`: see README (default epoch)"},
+	{"idle-after", single, "a data set of which nothing was used for `TIME` gives way to others, or never (default 24h)"},
 	{"listen", single, "`HOST:PORT` of the mesh (default 0.0.0.0:7171 with a cluster key, else 127.0.0.1:7171)"},
 	{"join", byComma, "members to join, `HOST:PORT,...`; needs --cluster-key"},
 	{"cluster-key", single, "`FILE` with the key of the cluster (see covey cluster init)"},
@@ -68,6 +70,7 @@ var switches = []string{"immutable", "allow-other", "origin-strict"}
 type value struct {
 	words []string
 	from  string
+	sets  []datasetSpec // of datasetsKey only
 }
 
 // layer is what one place says of the settings.
@@ -224,6 +227,9 @@ func parseConfig(path string, text []byte) (layer, error) {
 
 // addNode adds one key of the config file.
 func (l layer) addNode(path string, key, val *yaml.Node) error {
+	if key.Value == datasetsKey {
+		return l.addDatasets(path, key, val)
+	}
 	at := fmt.Sprintf("config %s: line %d", path, key.Line)
 	s, ok := findSetting(key.Value)
 	if !ok {

@@ -102,6 +102,11 @@ func (s *store) present(extent int) (have covey.Bitmap) {
 	return have
 }
 
+// PutReplica is Put: nothing gives way here.
+func (s *store) PutReplica(l covey.Locator, p covey.Place, d covey.Digest, data []byte, _ int) error {
+	return s.Put(l, p, d, data)
+}
+
 // Put admits a block while the budget lasts.
 func (s *store) Put(l covey.Locator, _ covey.Place, d covey.Digest, p []byte) error {
 	b := s.w.data.number(l)
