@@ -147,6 +147,25 @@ class Agent:
     def cancel(self, id: str) -> None:
         self._ask("DELETE", "/api/v1/jobs/" + quote(id, safe=""))
 
+    def post_plan(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """Posts the body of a plan; ``covey.plan.post`` makes one."""
+        return cast("dict[str, Any]", self._json("POST", "/api/v1/plans", plan))
+
+    def plans(self) -> list[dict[str, Any]]:
+        """The plans that the agent holds, oldest first."""
+        return cast("list[dict[str, Any]]", self._json("GET", "/api/v1/plans"))
+
+    def plan(self, id: str) -> dict[str, Any]:
+        """How far a plan is; AgentError with status 404 when it has ended."""
+        return cast("dict[str, Any]", self._json("GET", _plan_path(id)))
+
+    def renew_plan(self, id: str, lease_seconds: int = 0) -> dict[str, Any]:
+        """Lets a plan's lease run from now, for another time unless that is 0."""
+        return cast("dict[str, Any]", self._json("POST", _plan_path(id) + "/renew", {"lease_seconds": lease_seconds}))
+
+    def cancel_plan(self, id: str) -> None:
+        self._ask("DELETE", _plan_path(id))
+
     def _json(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> Any:
         answer = self._ask(method, path, body, timeout)
         try:
@@ -172,6 +191,10 @@ class Agent:
         if not 200 <= response.status < 300:
             raise AgentError(response.status, _complaint(response.status, answer))
         return answer
+
+
+def _plan_path(id: str) -> str:
+    return "/api/v1/plans/" + quote(id, safe="")
 
 
 def _complaint(status: int, answer: bytes) -> str:

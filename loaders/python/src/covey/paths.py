@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from covey.agent import Agent, AgentError, AgentUnavailable, Mount
 
-__all__ = ["CoveyWarning", "Resolver"]
+__all__ = ["CoveyWarning", "Resolver", "warn_once"]
 
 # How old the table of mounts may be. Mounts change when somebody types a
 # command; a second or two of it is not noticed, and a job that opens ten
@@ -28,7 +28,7 @@ class CoveyWarning(UserWarning):
 _warned = threading.Event()
 
 
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
     """Warns once a process; forked workers inherit that it was said."""
     if not _warned.is_set():
         _warned.set()
@@ -96,7 +96,7 @@ class Resolver:
         agent = f"no agent answers on {Agent(self._socket).socket}" if mounts is None else "no mount covers it"
         if not place.startswith("/"):
             raise FileNotFoundError(f"{name}: {agent}; mount its source with: covey mount {place} DIR")
-        _warn_once(f"{place} is read directly, not through covey: {agent}")
+        warn_once(f"{place} is read directly, not through covey: {agent}")
         return place
 
     @staticmethod

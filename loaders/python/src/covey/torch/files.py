@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from torch.utils.data import Dataset
 
+from covey.files import walk
 from covey.paths import Resolver
+from covey.plan import Manifest
 
 __all__ = ["FileDataset"]
 
@@ -50,12 +52,13 @@ class FileDataset(Dataset[Any]):
     ) -> None:
         if threads < 1:
             raise ValueError(f"threads is {threads}, not 1 or more")
+        self.covey_socket = socket
         self.root = Resolver(socket).resolve(os.fspath(root).removeprefix("covey://"))
         self.transform = transform
         self.threads = threads
         if names is None:
             endings = tuple(os.fsencode(s.lower()) for s in suffixes) if suffixes else (b"",)
-            found = sorted(name for name in _walk(self.root) if name.lower().endswith(endings))
+            found = sorted(name for name in walk(self.root) if name.lower().endswith(endings))
         else:
             found = [os.fsencode(name) for name in names]
         # Names in their order, one after the other, and where each one ends.
@@ -65,10 +68,17 @@ class FileDataset(Dataset[Any]):
         for name in found:
             end += len(name)
             self._ends.append(end)
+        self._listed = None if names is not None else tuple(suffixes or ())
         self._readers = _Readers()
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    def covey_manifest(self) -> tuple[str, Manifest]:
+        """What ``CoveySampler`` tells the agent of this data set."""
+        if self._listed is not None:
+            return self.root, Manifest(suffixes=self._listed)
+        return self.root, Manifest(files=[self.name(i) for i in range(len(self))])
 
     def name(self, index: int) -> str:
         """The path of a sample below root."""
@@ -119,24 +129,6 @@ class _Readers:
 
     def __reduce__(self) -> Any:
         return _Readers, ()
-
-
-def _walk(root: str) -> Iterator[bytes]:
-    """Paths below root of the files and the links to files.
-
-    Links to directories are not followed: they may lead around in a circle.
-    """
-    left = [b""]
-    top = os.fsencode(root)
-    while left:
-        below = left.pop()
-        with os.scandir(os.path.join(top, below)) as entries:
-            for e in entries:
-                name = os.path.join(below, e.name)
-                if e.is_dir(follow_symlinks=False):
-                    left.append(name)
-                elif e.is_file():
-                    yield name
 
 
 def _read(path: str) -> bytes:
