@@ -33,6 +33,7 @@ type metrics struct {
 	prefetchQueued  atomic.Int64
 	prefetchEnded   atomic.Int64
 	prefetchDropped atomic.Int64
+	prefetchForgone atomic.Int64
 	seconds         [3]prometheus.Observer
 }
 
@@ -68,6 +69,10 @@ func newMetrics(f *Fetcher, reg prometheus.Registerer) *metrics {
 			Name: "covey_fetch_prefetch_dropped_total",
 			Help: "Blocks that were not prefetched because the queue or the store was full.",
 		}, load(&m.prefetchDropped)),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "covey_fetch_prefetch_forgone_total",
+			Help: "Queued blocks that were taken back because their reader went elsewhere.",
+		}, load(&m.prefetchForgone)),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "covey_fetch_staging_bytes",
 			Help: "Memory taken by blocks under way and by handles on them.",

@@ -138,6 +138,35 @@ func (q *queue) ended(n int) {
 	q.nudge()
 }
 
+// remove takes back slots that wait, and returns how many did.
+func (q *queue) remove(id covey.ExtentID, slots covey.Bitmap) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	el := q.jobs[id]
+	if el == nil {
+		return 0
+	}
+	j := el.Value.(*job)
+	gone := j.slots & slots
+	j.slots &^= gone
+	q.waiting -= gone.Len()
+	if j.slots == 0 {
+		q.order.Remove(el)
+		delete(q.jobs, id)
+	}
+	return gone.Len()
+}
+
+// Forgo takes back what Prefetch was asked for and has not begun: whoever was to
+// read it has gone elsewhere. What is under way goes on, as the origin bills it
+// either way. Others who asked for the same slots lose them too; their reads fetch
+// them then. It reports how many were taken back.
+func (f *Fetcher) Forgo(e *covey.Extent, slots covey.Bitmap) int {
+	n := f.queue.remove(e.ID, slots)
+	f.metrics.prefetchForgone.Add(int64(n))
+	return n
+}
+
 // Prefetch asks for the slots in the background, bounded, lowest first, and
 // returns at once. What is here already, or will be read ahead by a plan, costs
 // nothing. It reports how many it

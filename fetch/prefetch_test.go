@@ -229,3 +229,23 @@ func TestQueueKeepsItsCount(t *testing.T) {
 		t.Errorf("took %d, begun %d, %d jobs", taken, q.begun, len(q.jobs))
 	}
 }
+
+func TestQueueGivesUpWhatNobodyWants(t *testing.T) {
+	q := newQueue(100, 64)
+	a, b := extentOf("a", 10), extentOf("b", 4)
+	q.add(a, covey.FirstBits(10))
+	q.add(b, covey.FirstBits(4))
+	if n := q.remove(a.ID, covey.FirstBits(6).With(20)); n != 6 || q.len() != 8 {
+		t.Errorf("%d slots taken back, %d left", n, q.len())
+	}
+	if n := q.remove(b.ID, covey.FirstBits(64)); n != 4 || q.remove(b.ID, covey.FirstBits(64)) != 0 {
+		t.Errorf("%d slots of a whole extent taken back", n)
+	}
+	e, slots := q.take()
+	if e != a || slots != covey.FirstBits(10)&^covey.FirstBits(6) {
+		t.Errorf("took %b of %v", slots, e)
+	}
+	if e, _ := q.take(); e != nil || q.len() != 0 {
+		t.Errorf("something is left: %v, %d", e, q.len())
+	}
+}

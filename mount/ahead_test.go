@@ -5,83 +5,142 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/covey-cache/covey"
 )
 
-// TestStream feeds the detector reads and checks what it asks for.
-func TestStream(t *testing.T) {
-	const size, blocks = int64(4 << 20), 40
-	read := func(s *stream, off, n int64) (asked []int) {
-		from, to := s.note(off, int(n), size, blocks)
-		for i := from; i < to; i++ {
-			asked = append(asked, i)
-		}
-		return asked
+// TestStreams feeds the detector reads and checks what it asks for.
+func TestStreams(t *testing.T) {
+	const size, blocks = int64(4 << 20), 100
+	read := func(s *streams, off, n int64) []int {
+		w := s.note(off, int(n), size, blocks)
+		return slices.Clone(w.blocks[:w.n])
 	}
-	t.Run("sequential", func(t *testing.T) {
-		var s stream
+	// each checks that every block is asked for once, in order, before it is read
+	// and no further ahead than the largest window.
+	each := func(t *testing.T, s *streams, reads []int64, n int64, want []int) {
+		t.Helper()
 		var got []int
-		for off := int64(0); off < blocks*size; off += 1 << 20 {
-			asked := read(&s, off, 1<<20)
-			for _, i := range asked {
-				if ahead := i - int(off/size); ahead < 1 || ahead > maxAhead+1 {
+		for _, off := range reads {
+			for _, i := range read(s, off, n) {
+				if ahead := i - int(off/size); ahead == 0 || ahead > 33*20 || ahead < -33*20 {
 					t.Errorf("at block %d asked for %d", off/size, i)
 				}
-			}
-			got = append(got, asked...)
-		}
-		// Each block behind the first once, in order.
-		for i, b := range got {
-			if b != i+1 {
-				t.Fatalf("asked for %v", got)
+				got = append(got, i)
 			}
 		}
-		if len(got) != blocks-1 {
-			t.Errorf("asked for %d blocks, want %d", len(got), blocks-1)
+		if !slices.Equal(got, want) {
+			t.Errorf("asked for %v, want %v", got, want)
 		}
-		if s.window != maxAhead {
-			t.Errorf("window %d, want %d", s.window, maxAhead)
+	}
+	upto := func(from, to, step int) (all []int) {
+		for i := from; i != to; i += step {
+			all = append(all, i)
 		}
+		return all
+	}
+	offsets := func(from, to, step int64) (all []int64) {
+		for off := from; off != to; off += step {
+			all = append(all, off)
+		}
+		return all
+	}
+	t.Run("forwards", func(t *testing.T) {
+		each(t, &streams{}, offsets(0, blocks*size, 1<<20), 1<<20, upto(1, blocks, 1))
+	})
+	t.Run("backwards", func(t *testing.T) {
+		each(t, &streams{}, offsets((blocks-1)*size, -size, -size), size, upto(blocks-4, -1, -1))
+	})
+	t.Run("by steps", func(t *testing.T) {
+		each(t, &streams{}, offsets(0, 100*size, 5*size), 4096, upto(15, 100, 5))
+	})
+	t.Run("by steps backwards", func(t *testing.T) {
+		each(t, &streams{}, offsets(99*size, -3*size, -3*size), 4096, upto(90, -3, -3))
+	})
+	t.Run("by steps within blocks", func(t *testing.T) {
+		each(t, &streams{}, offsets(0, blocks*size, 1<<20), 4096, upto(1, blocks, 1))
 	})
 	t.Run("random", func(t *testing.T) {
-		var s stream
-		for _, off := range []int64{90, 3, 140, 77, 12, 13, 120} {
-			if asked := read(&s, off<<20, 4096); asked != nil {
+		var s streams
+		for _, off := range []int64{90, 3, 140, 77, 12, 19, 120, 41, 66, 8, 301} {
+			if asked := read(&s, off<<20, 4096); len(asked) != 0 {
 				t.Errorf("a random read at %d MiB asked for %v", off, asked)
 			}
 		}
 	})
 	t.Run("header then elsewhere", func(t *testing.T) {
-		var s stream
+		var s streams
 		read(&s, 0, 4096)
 		read(&s, 4096, 4096)
-		if asked := read(&s, 100<<20, 128<<10); asked != nil {
+		if asked := read(&s, 100<<20, 128<<10); len(asked) != 0 {
 			t.Errorf("asked for %v", asked)
 		}
 	})
-	t.Run("reset on a miss", func(t *testing.T) {
-		var s stream
-		for off := range int64(20) {
-			read(&s, off<<20, 1<<20)
+	t.Run("two readers", func(t *testing.T) {
+		var s streams
+		var got []int
+		for i := range int64(20) {
+			got = append(got, read(&s, i*size, size)...)
+			got = append(got, read(&s, (i+50)*size, size)...)
 		}
-		read(&s, 100<<20, 4096)
-		if s.window != 0 || s.hits != 0 {
-			t.Errorf("window %d after a miss", s.window)
+		slices.Sort(got)
+		if want := append(upto(3, 28, 1), upto(53, 78, 1)...); !slices.Equal(got, want) {
+			t.Errorf("asked for %v, want %v", got, want)
+		}
+	})
+	t.Run("a reader who left", func(t *testing.T) {
+		var s streams
+		for i := range int64(10) {
+			read(&s, i*size, size)
+		}
+		var left [][2]int
+		for i := range int64(maxStreams) { // elsewhere, in no order
+			w := s.note((17+i*i*7)%90*size, 4096, size, blocks)
+			if w.from < w.to {
+				left = append(left, [2]int{w.from, w.to})
+			}
+		}
+		if want := [][2]int{{10, 18}}; !slices.Equal(left, want) {
+			t.Errorf("given up %v, want %v", left, want)
+		}
+	})
+	t.Run("late blocks widen the window", func(t *testing.T) {
+		var s streams
+		for i := range int64(10) {
+			read(&s, i*size, size)
+		}
+		if s.late(10, time.Microsecond); s.target != firstTarget {
+			t.Errorf("target %d after a block in time", s.target)
+		}
+		if s.late(50, time.Second); s.target != firstTarget {
+			t.Errorf("target %d after a block that nobody had asked for", s.target)
+		}
+		for i := range int64(5) {
+			s.late(int(10+i), time.Second)
+			read(&s, (10+i)*size, size)
+		}
+		if s.target != maxAhead {
+			t.Errorf("target %d, want %d", s.target, maxAhead)
+		}
+		var left [][2]int
+		s.end(func(from, to int) { left = append(left, [2]int{from, to}) })
+		if len(left) != 1 || left[0][0] != 15 || left[0][1] <= 15+firstTarget {
+			t.Errorf("at the end %v were left", left)
 		}
 	})
 	t.Run("reordered readahead", func(t *testing.T) {
-		var s stream
+		var s streams
 		var got []int
 		for base := int64(0); base < 32; base += 4 {
 			for _, i := range []int64{0, 1, 3, 2} {
 				got = append(got, read(&s, (base+i)<<20, 1<<20)...)
 			}
 		}
-		if s.hits < 30 || !slices.IsSorted(got) || len(got) < 8 {
-			t.Errorf("%d reads in the stream, asked for %v", s.hits, got)
+		if !slices.IsSorted(got) || len(got) < 8 {
+			t.Errorf("asked for %v", got)
 		}
 	})
 }

@@ -230,6 +230,7 @@ type fakeBlocks struct {
 	down    error
 	hang    chan struct{} // Get waits until it is closed
 	asked   []covey.Locator
+	forgone []covey.Locator
 	fetched []covey.Locator
 
 	open  atomic.Int64 // handles that were not released
@@ -398,6 +399,15 @@ func (f *fakeBlocks) Prefetch(e *covey.Extent, slots covey.Bitmap) int {
 	defer f.mu.Unlock()
 	for i := range slots.Slots() {
 		f.asked = append(f.asked, e.Blocks[i])
+	}
+	return slots.Len()
+}
+
+func (f *fakeBlocks) Forgo(e *covey.Extent, slots covey.Bitmap) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range slots.Slots() {
+		f.forgone = append(f.forgone, e.Blocks[i])
 	}
 	return slots.Len()
 }

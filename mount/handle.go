@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/covey-cache/covey"
 	"github.com/covey-cache/covey/blockstore"
@@ -29,6 +30,7 @@ type handle struct {
 	entry   dataset.Entry
 	object  covey.Object
 	backing *backing // nil: the daemon serves the reads
+	streams *streams // the inode's, or its own where nothing was opened
 	draft   *draft   // nil: an object
 	// writes says that the handle may write to the draft, for the process opener;
 	// unclosed, that this one has not closed it yet. writes.mu guards unclosed.
@@ -38,7 +40,6 @@ type handle struct {
 	mu     sync.Mutex
 	extent *covey.Extent // the one used last
 	held   []*heldBlock  // most recently fetched last
-	stream stream
 	closed bool
 }
 
@@ -186,9 +187,13 @@ func (t *tree) fetch(ctx context.Context, h *handle, index int) (blockstore.Hand
 	if err != nil {
 		return nil, err
 	}
+	began := time.Now()
 	block, err := t.blocks.Get(ctx, e, slot)
 	if err != nil {
 		return nil, fmt.Errorf("fetch block %d of %s: %w", index, h.path, err)
+	}
+	if h.streams != nil {
+		h.streams.late(index, time.Since(began))
 	}
 	return block, nil
 }

@@ -28,6 +28,8 @@ type inode struct {
 	backing *backing
 	// leaveUntil is before when an open does not try to make a larger file whole.
 	leaveUntil time.Time
+
+	streams *streams // while a file of several blocks is served
 }
 
 // join returns the backing that passthrough handles share already, with one
@@ -70,13 +72,17 @@ func (in *inode) useLocked(r *registrar) *backing {
 	return in.backing
 }
 
-// leave counts a handle off. The last passthrough handle parks the backing.
-func (in *inode) leave(r *registrar, passed bool) {
+// leave counts a handle off, and reports whether it was the last that is served.
+// The last passthrough handle parks the backing.
+func (in *inode) leave(r *registrar, passed bool) (lastServed bool) {
 	in.mu.Lock()
 	if !passed {
 		in.cached--
+		if lastServed = in.cached == 0; lastServed {
+			in.streams = nil
+		}
 		in.mu.Unlock()
-		return
+		return lastServed
 	}
 	in.passed--
 	var out []idleBacking
@@ -87,6 +93,7 @@ func (in *inode) leave(r *registrar, passed bool) {
 	for _, e := range out {
 		e.in.evict(r, e.b)
 	}
+	return false
 }
 
 // evict drops the backing unless it has a user again.

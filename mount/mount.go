@@ -30,6 +30,9 @@ import (
 type Blocks interface {
 	Get(ctx context.Context, e *covey.Extent, slot int) (blockstore.Handle, error)
 	Prefetch(e *covey.Extent, slots covey.Bitmap) int
+	// Forgo takes back what Prefetch was asked for and has not begun, and reports
+	// how many blocks that were.
+	Forgo(e *covey.Extent, slots covey.Bitmap) int
 	// OpenWhole opens the object's file when every block is cached. See
 	// blockstore.
 	OpenWhole(o covey.Object) (*os.File, error)
@@ -104,6 +107,8 @@ type Metrics struct {
 	pushedFiles prometheus.Counter
 	pushedBytes prometheus.Counter
 	pushedLost  prometheus.Counter
+	aheadAsked  prometheus.Counter
+	aheadUnread prometheus.Counter
 }
 
 // NewMetrics registers the counters; it must be called once per registry.
@@ -120,7 +125,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		pushedBytes: counter("covey_mount_pushed_bytes_total", "Bytes of those files."),
 		pushedLost:  counter("covey_mount_pushed_lost_total", "Pushed files that the kernel dropped before they were read."),
 	}
-	reg.MustRegister(m.opens, m.pushedFiles, m.pushedBytes, m.pushedLost)
+	m.aheadAsked = counter("covey_mount_ahead_bytes_total", "Bytes asked for ahead of readers of large files, here already or not.")
+	m.aheadUnread = counter("covey_mount_ahead_wasted_bytes_total", "Of those, what was not read before its reader left, less what could be taken back.")
+	reg.MustRegister(m.opens, m.pushedFiles, m.pushedBytes, m.pushedLost, m.aheadAsked, m.aheadUnread)
 	// Both are there from the start, so that a rate over them is never absent.
 	m.opens.WithLabelValues("passthrough")
 	m.opens.WithLabelValues("daemon")

@@ -48,6 +48,9 @@ func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 		h.dropBlocks(true)
 		return t.failed(ctx, path, err)
 	}
+	if h.backing == nil && h.object.Blocks() > 1 {
+		h.streams = h.inode.sharedStreams()
+	}
 	out.Fh = t.handles.add(h)
 	if h.backing != nil {
 		if local {
@@ -175,7 +178,9 @@ func (t *tree) release(h *handle) {
 		return
 	}
 	h.dropBlocks(true)
-	h.inode.leave(&t.passthrough, h.backing != nil)
+	if h.inode.leave(&t.passthrough, h.backing != nil) && h.streams != nil {
+		t.endStreams(h)
+	}
 }
 
 // failed turns the error of an object that a listing named into an errno, and

@@ -120,17 +120,48 @@ func (t *tree) readBlock(ctx context.Context, h *handle, p []byte, index int, wi
 	return fmt.Errorf("read block %d of %s: %w", index, h.path, last)
 }
 
-// ahead asks for what a sequential reader will want next. Failing to say where
-// those blocks are only costs the read that will want them.
+// ahead asks for what a reader in some order will want next, and takes back what
+// one who left had asked for.
 func (t *tree) ahead(ctx context.Context, h *handle, off int64, n int) {
-	h.mu.Lock()
-	from, to := h.stream.note(off, n, h.object.BlockSize, h.object.Blocks())
-	h.mu.Unlock()
-	t.prefetchBlocks(ctx, h, from, to)
+	if h.streams == nil {
+		return
+	}
+	w := h.streams.note(off, n, h.object.BlockSize, h.object.Blocks())
+	if w.from < w.to {
+		t.forgoBlocks(ctx, h, w.from, w.to)
+	}
+	for i := 0; i < w.n; {
+		// Neighbours go together, in whichever direction they come.
+		lo, hi := w.blocks[i], w.blocks[i]+1
+		for i++; i < w.n && (w.blocks[i] == hi || w.blocks[i] == lo-1); i++ {
+			lo, hi = min(lo, w.blocks[i]), max(hi, w.blocks[i]+1)
+		}
+		t.prefetchBlocks(ctx, h, lo, hi)
+	}
+	if w.n > 0 && t.metrics != nil {
+		t.metrics.aheadAsked.Add(float64(w.n) * float64(h.object.BlockSize))
+	}
+}
+
+// forgoBlocks takes back what was asked for of the file's blocks [from, to).
+func (t *tree) forgoBlocks(ctx context.Context, h *handle, from, to int) {
+	wasted := 0
+	t.eachExtent(ctx, h, from, to, func(e *covey.Extent, slots covey.Bitmap) {
+		wasted += slots.Len() - t.blocks.Forgo(e, slots)
+	})
+	if t.metrics != nil {
+		t.metrics.aheadUnread.Add(float64(wasted) * float64(h.object.BlockSize))
+	}
 }
 
 // prefetchBlocks asks for the file's blocks [from, to).
 func (t *tree) prefetchBlocks(ctx context.Context, h *handle, from, to int) {
+	t.eachExtent(ctx, h, from, to, func(e *covey.Extent, slots covey.Bitmap) { t.blocks.Prefetch(e, slots) })
+}
+
+// eachExtent calls f with the extents of the file's blocks [from, to). Failing to
+// say where those blocks are only costs the read that will want them.
+func (t *tree) eachExtent(ctx context.Context, h *handle, from, to int, f func(e *covey.Extent, slots covey.Bitmap)) {
 	for from < to {
 		e, slot, err := h.place(ctx, t.names, from)
 		if err != nil {
@@ -138,7 +169,7 @@ func (t *tree) prefetchBlocks(ctx context.Context, h *handle, from, to int) {
 		}
 		first := from - slot
 		slots := e.All() &^ covey.FirstBits(slot) & covey.FirstBits(min(to-first, len(e.Blocks)))
-		t.blocks.Prefetch(e, slots)
+		f(e, slots)
 		from += max(slots.Len(), 1)
 	}
 }

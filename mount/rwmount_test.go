@@ -44,6 +44,8 @@ func (b *storeBlocks) Get(ctx context.Context, e *covey.Extent, slot int) (block
 	return b.store.Get(l)
 }
 
+func (b *storeBlocks) Forgo(*covey.Extent, covey.Bitmap) int { return 0 }
+
 func (b *storeBlocks) Prefetch(*covey.Extent, covey.Bitmap) int { return 0 }
 func (b *storeBlocks) OpenWhole(o covey.Object) (*os.File, error) {
 	return b.store.OpenWhole(o)

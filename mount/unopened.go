@@ -43,7 +43,11 @@ func (t *tree) unopenedHandle(id uint64) (h *handle, first bool, status fuse.Sta
 	u.mu.Unlock()
 	e := dataset.Entry{Name: n.name, Kind: dataset.File, Size: n.size, Version: n.version}
 	path := n.path()
-	return &handle{node: n, path: path, entry: e, object: t.names.Object(path, e)}, true, fuse.OK
+	h = &handle{node: n, path: path, entry: e, object: t.names.Object(path, e)}
+	if h.object.Blocks() > 1 {
+		h.streams = &streams{}
+	}
+	return h, true, fuse.OK
 }
 
 // keep stores the state of a file that will be read on.
