@@ -129,6 +129,23 @@ type Peer struct {
 	SentBytes     int64 `json:"sent_bytes"`
 	ReceivedBytes int64 `json:"received_bytes"`
 	Errors        int64 `json:"errors"`
+	// Distance is "host", "rack", "zone" or "far".
+	Distance string `json:"distance,omitempty"`
+	// SentRate and ReceivedRate are averages of the last seconds, in bytes a second.
+	SentRate     int64 `json:"sent_bytes_per_second"`
+	ReceivedRate int64 `json:"received_bytes_per_second"`
+	// UnderWay are the blocks now asked of the peer, Queued their bytes, and Window
+	// is how many it may be asked for at once.
+	UnderWay int   `json:"blocks_under_way"`
+	Queued   int64 `json:"queued_bytes"`
+	Window   int   `json:"window_blocks"`
+	// FirstByte is how long the peer takes to begin an answer, on average, in
+	// microseconds; 0 when unknown.
+	FirstByteMicros int64 `json:"first_byte_us"`
+	// BadBlocks are the blocks of wrong bytes that count against the peer; Banned is
+	// until when it is not asked for any, absent when it may be.
+	BadBlocks int       `json:"bad_blocks,omitempty"`
+	Banned    time.Time `json:"banned_until,omitzero"`
 }
 
 // MountRequest is the body of POST /api/v1/mounts.

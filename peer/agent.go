@@ -81,6 +81,10 @@ type AgentOptions struct {
 	Listen     string
 	Join       []string
 	ClusterKey *ClusterKey
+	// MemberRecord is the agent's membership, in place of the cluster key.
+	MemberRecord *MemberRecord
+	// Revoked is a file of expelled peers; see [NetworkOptions].
+	Revoked    string
 	Zone, Rack string
 	HostName   string
 	// DataPlane is "tls", the same as "", or "plain": blocks travel over bare TCP
@@ -136,8 +140,8 @@ func (o *AgentOptions) Validate() error {
 	default:
 		fault("data plane %q; there are tls and plain", o.DataPlane)
 	}
-	if len(o.Join) > 0 && o.ClusterKey == nil {
-		fault("joining needs the cluster key of the mesh")
+	if len(o.Join) > 0 && o.Standalone() {
+		fault("joining needs the cluster key of the mesh, or a member record")
 	}
 	seen := map[string]bool{}
 	for _, m := range o.Mounts {
@@ -151,6 +155,9 @@ func (o *AgentOptions) Validate() error {
 	}
 	return errors.Join(faults...)
 }
+
+// Standalone agents are alone: they have neither cluster key nor member record.
+func (o *AgentOptions) Standalone() bool { return o.ClusterKey == nil && o.MemberRecord == nil }
 
 // plainAddress is where the plain data plane listens, "" when there is none.
 func (o *AgentOptions) plainAddress() string {
@@ -253,6 +260,7 @@ func (a *Agent) open() (err error) {
 	a.openStaging()
 	a.network, err = NewNetwork(NetworkOptions{
 		StateDir: a.opts.StateDir, Listen: a.opts.Listen, Join: a.opts.Join, Key: a.opts.ClusterKey,
+		Record: a.opts.MemberRecord, Revoked: a.opts.Revoked,
 		Zone: a.opts.Zone, Rack: a.opts.Rack, Host: a.opts.HostName, NICBits: nicBits(a.opts.Listen), Capacity: a.store.Usage().Budget,
 		Plain:   a.opts.plainAddress(),
 		Sockets: a.opts.Sockets, Log: a.log, Registry: a.registry,
@@ -380,8 +388,9 @@ func (a *Agent) join(ctx context.Context) {
 	a.notReady.Store("joining the mesh")
 	ctx, cancel := context.WithTimeout(ctx, firstJoinTimeout)
 	defer cancel()
-	if err := a.network.Join(ctx); err != nil {
-		a.log.Warn("no peer could be joined yet; going on alone and trying again", "error", err)
+	// The network logs why, and goes on trying.
+	if err := a.network.Joined(ctx); err != nil {
+		a.log.Info("going on alone for now")
 	}
 }
 

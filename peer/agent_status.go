@@ -22,7 +22,7 @@ func (a *Agent) Status() gateway.Status {
 	return gateway.Status{
 		PeerID: peerName(a.network.Self()), Version: a.opts.Version, PID: os.Getpid(), Started: a.started,
 		Ready: a.Ready() == nil, Listen: a.network.ListenAddrs(), HTTP: a.http, DataPlane: cmp.Or(a.opts.DataPlane, "tls"),
-		Standalone: a.opts.ClusterKey == nil, Peers: len(a.liveOthers()),
+		Standalone: a.opts.Standalone(), Peers: len(a.liveOthers()),
 		Fetched:     gateway.FetchedBytes{Local: totals.Local, Neighbour: totals.Neighbour, Origin: totals.Origin},
 		OriginBytes: a.originMetrics.Bytes(), OriginRequests: a.originMetrics.Requests(),
 		OriginOverrides: totals.Overrides, CorruptBlocks: a.corrupt.snapshot(),
@@ -57,10 +57,14 @@ func (a *Agent) Peers() []gateway.Peer {
 		if p.Self {
 			continue
 		}
+		seen := a.fetcher.Neighbour(p.ID)
 		list = append(list, gateway.Peer{
 			ID: p.Name, Host: p.Host, Zone: p.Zone, Rack: p.Rack, Addresses: p.Addrs,
 			Connected: p.Connected, LastSeen: p.LastSeen, RTTMicros: p.RTT.Microseconds(),
 			SentBytes: int64(p.SentBytes), ReceivedBytes: int64(p.ReceivedBytes), Errors: int64(p.Errors),
+			Distance: seen.Distance.String(), SentRate: int64(p.SentRate), ReceivedRate: int64(p.ReceivedRate),
+			UnderWay: seen.UnderWay, Queued: seen.Queued, Window: seen.Window,
+			FirstByteMicros: seen.FirstByte.Microseconds(), BadBlocks: seen.Lies, Banned: seen.Banned,
 		})
 	}
 	sortBy(list, func(p gateway.Peer) string { return p.ID })

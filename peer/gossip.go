@@ -52,6 +52,16 @@ const (
 	byeWidth   = 128
 )
 
+// takeIn is merge and expel. That others still spread the record of somebody who
+// was expelled is not worth a word.
+func (n *Network) takeIn(records []*wire.SignedRecord, revocations []*wire.SignedRevocation, from peer.ID) error {
+	err := n.expel(revocations, from)
+	if merr := n.merge(records, from); merr != nil && !errors.Is(merr, member.ErrRevoked) {
+		err = merr
+	}
+	return err
+}
+
 // merge takes in records that from sent, and passes on what is news. The error is
 // that of the last record refused; the others have been taken.
 func (n *Network) merge(records []*wire.SignedRecord, from peer.ID) error {
@@ -168,7 +178,12 @@ func (n *Network) targets(most int, except peer.ID) []peer.ID {
 // push sends records to each target on its own. When too many pushes are under
 // way it sends less: anti-entropy makes up for it.
 func (n *Network) push(targets []peer.ID, records []*wire.SignedRecord) {
-	body := wire.Marshal(&wire.Gossip{Part: &wire.Gossip_Push{Push: &wire.Push{Records: records}}})
+	n.pushPart(targets, &wire.Push{Records: records})
+}
+
+// pushPart is push of any news.
+func (n *Network) pushPart(targets []peer.ID, news *wire.Push) {
+	body := wire.Marshal(&wire.Gossip{Part: &wire.Gossip_Push{Push: news}})
 	for _, p := range targets {
 		if !n.pushes.TryAcquire(1) {
 			return
@@ -220,19 +235,26 @@ func (n *Network) sync(ctx context.Context, p peer.ID) error {
 		return fmt.Errorf("sync with %w", err)
 	}
 	for round := 0; !reply.GetSame() && round < syncRounds; round++ {
-		reply, err = n.gossip(ctx, l, &wire.Gossip{Part: &wire.Gossip_Digest{Digest: &wire.Digest{Entries: n.table.Digest(time.Now())}}})
+		reply, err = n.gossip(ctx, l, &wire.Gossip{Part: &wire.Gossip_Digest{Digest: &wire.Digest{
+			Entries: n.table.Digest(time.Now()), Revoked: n.table.RevokedKeys(),
+		}}})
 		if err != nil {
 			return fmt.Errorf("sync with %w", err)
 		}
-		if err := n.merge(reply.GetRecords(), p); err != nil {
+		if err := n.takeIn(reply.GetRecords(), reply.GetRevocations(), p); err != nil {
 			n.log.Warn("member record not accepted", "peer", p.String(), "error", err)
 		}
 		wanted, err := n.table.Records(reply.GetWant(), time.Now())
 		if err != nil {
 			return fmt.Errorf("sync with %s: %w", p, err)
 		}
-		if len(wanted) > 0 {
-			if _, err := n.gossip(ctx, l, &wire.Gossip{Part: &wire.Gossip_Push{Push: &wire.Push{Records: wanted}}}); err != nil {
+		revoked, err := n.table.Revocations(reply.GetWantRevoked())
+		if err != nil {
+			return fmt.Errorf("sync with %s: %w", p, err)
+		}
+		if len(wanted)+len(revoked) > 0 {
+			news := &wire.Push{Records: wanted, Revocations: revoked}
+			if _, err := n.gossip(ctx, l, &wire.Gossip{Part: &wire.Gossip_Push{Push: news}}); err != nil {
 				return fmt.Errorf("sync with %w", err)
 			}
 		}
@@ -252,7 +274,7 @@ func (n *Network) serveMembers(_ context.Context, from peer.ID, body []byte) (mu
 	reply := &wire.GossipReply{}
 	switch part := m.GetPart().(type) {
 	case *wire.Gossip_Push:
-		if err := n.merge(part.Push.GetRecords(), from); err != nil {
+		if err := n.takeIn(part.Push.GetRecords(), part.Push.GetRevocations(), from); err != nil {
 			n.log.Warn("member record not accepted", "peer", from.String(), "error", err)
 		}
 	case *wire.Gossip_Summary:
@@ -263,6 +285,12 @@ func (n *Network) serveMembers(_ context.Context, from peer.ID, body []byte) (mu
 		if err != nil {
 			return mux.Answer{}, err
 		}
+		var more bool
+		reply.Revocations, more, reply.WantRevoked, err = n.table.CompareRevoked(part.Digest.GetRevoked())
+		if err != nil {
+			return mux.Answer{}, err
+		}
+		reply.More = reply.More || more
 	default:
 		return mux.Answer{}, fmt.Errorf("empty member message: %w", covey.ErrInvalid)
 	}

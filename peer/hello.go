@@ -20,11 +20,38 @@ import (
 // member record to the other.
 const joinProtocol protocol.ID = "/covey/join/1"
 
-// refusalWrongKey is what a refused peer is told; it reads it in its own log.
-const refusalWrongKey = "wrong cluster key"
+// What a refused peer is told; it reads it in its own log.
+const (
+	refusalWrongKey = "wrong cluster key"
+	refusalExpired  = "membership has expired"
+	refusalRevoked  = "membership was revoked"
+)
 
-// errRefused says that the two peers do not share a cluster key.
-var errRefused = fmt.Errorf("refused: %s: %w", refusalWrongKey, covey.ErrDenied)
+// errRefused says that one of two peers does not accept the other.
+var errRefused = fmt.Errorf("refused: %w", covey.ErrDenied)
+
+// refusal is what a peer is told of why it was not accepted.
+func refusal(err error) string {
+	switch {
+	case errors.Is(err, member.ErrExpired):
+		return refusalExpired
+	case errors.Is(err, member.ErrRevoked):
+		return refusalRevoked
+	default:
+		return refusalWrongKey
+	}
+}
+
+// refused is the error of a join that a peer refused. What it says is a stranger's
+// text, and only believed where it is one of those that are known.
+func refused(reason string) error {
+	switch reason {
+	case refusalExpired, refusalRevoked:
+	default:
+		reason = refusalWrongKey
+	}
+	return fmt.Errorf("%s: %w", reason, errRefused)
+}
 
 // greeting is the hello on one outbound connection, shared by all who wait.
 type greeting struct {
@@ -97,14 +124,15 @@ func (n *Network) hello(ctx context.Context, c network.Conn) error {
 		return n.helloFailed(ctx, err)
 	}
 	if reply.GetRefusal() != "" {
-		n.log.Warn("join refused by peer", "peer", c.RemotePeer().String(), "addr", c.RemoteMultiaddr().String(), "reason", clip(reply.GetRefusal()))
+		// Whoever wanted the connection tells of the error.
+		n.log.Debug("join refused by peer", "peer", c.RemotePeer().String(), "addr", c.RemoteMultiaddr().String(), "reason", clip(reply.GetRefusal()))
 		n.metrics.refusedJoins.Inc()
-		return errRefused
+		return refused(reply.GetRefusal())
 	}
 	if err := n.accept(c, reply.GetRecord()); err != nil {
-		n.log.Warn("join abandoned: peer did not prove membership", "peer", c.RemotePeer().String(), "addr", c.RemoteMultiaddr().String(), "reason", err.Error())
+		n.log.Debug("join abandoned: peer did not prove membership", "peer", c.RemotePeer().String(), "addr", c.RemoteMultiaddr().String(), "reason", err.Error())
 		n.metrics.refusedJoins.Inc()
-		return errRefused
+		return refused(refusal(err))
 	}
 	if l := n.link(c.RemotePeer()); l != nil {
 		l.measured(rtt)
@@ -200,7 +228,7 @@ func (n *Network) serveJoin(s network.Stream) {
 		n.metrics.violation(joinProtocol)
 		_ = s.Reset()
 	} else {
-		_ = wire.WriteHello(s, &wire.Hello{Refusal: refusalWrongKey})
+		_ = wire.WriteHello(s, &wire.Hello{Refusal: refusal(err)})
 		_ = s.CloseWrite()
 		// The peer closes when it has read the refusal; closing now could
 		// overtake it.
@@ -245,7 +273,7 @@ func (n *Network) ownRecord() *wire.SignedRecord {
 		n.renewLocked(now, 0)
 	}
 	age := uint64(max(now.Sub(n.ownMade).Milliseconds(), 0))
-	return &wire.SignedRecord{Record: n.own.Record, Signature: n.own.Signature, AgeMs: age}
+	return &wire.SignedRecord{Record: n.own.Record, Signature: n.own.Signature, Grant: n.own.Grant, AgeMs: age}
 }
 
 // renewLocked makes a new record of this node, newer than any before and than

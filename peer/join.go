@@ -47,6 +47,18 @@ func (n *Network) Join(ctx context.Context) error {
 	return n.joinAny(ctx, n.opts.Join)
 }
 
+// Joined waits for the first attempt to join that [Network.Run] makes, and returns
+// what came of it, as [Network.Join] would. Run has logged an error by then, and
+// goes on trying.
+func (n *Network) Joined(ctx context.Context) error {
+	select {
+	case <-n.first:
+		return n.firstErr
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // joinAny joins through whichever address answers first.
 func (n *Network) joinAny(ctx context.Context, addrs []string) error {
 	results := make(chan error, len(addrs))
@@ -176,11 +188,19 @@ func (n *Network) missing() []string {
 // other.
 func (n *Network) rejoin(ctx context.Context) {
 	delay := rejoinFirst
-	for {
+	for first := true; ; first = false {
 		pause := rejoinIdle
-		if addrs := n.missing(); len(addrs) > 0 {
-			pause = n.tryJoin(ctx, addrs, &delay)
-		} else {
+		addrs := n.missing()
+		if len(addrs) > 0 {
+			var err error
+			if pause, err = n.tryJoin(ctx, addrs, &delay); first {
+				n.firstErr = err
+			}
+		}
+		if first {
+			close(n.first)
+		}
+		if len(addrs) == 0 {
 			delay = rejoinFirst
 			n.seek(ctx)
 		}
@@ -192,11 +212,12 @@ func (n *Network) rejoin(ctx context.Context) {
 	}
 }
 
-// tryJoin makes one attempt and returns how long to wait until the next.
-func (n *Network) tryJoin(ctx context.Context, addrs []string, delay *time.Duration) time.Duration {
-	err := n.joinAny(ctx, addrs)
+// tryJoin makes one attempt and returns how long to wait until the next. The first
+// of several that fail is told loudly.
+func (n *Network) tryJoin(ctx context.Context, addrs []string, delay *time.Duration) (pause time.Duration, err error) {
+	err = n.joinAny(ctx, addrs)
 	if err == nil {
-		return rejoinIdle
+		return rejoinIdle, nil
 	}
 	if ctx.Err() == nil {
 		if *delay == rejoinFirst {
@@ -209,9 +230,9 @@ func (n *Network) tryJoin(ctx context.Context, addrs []string, delay *time.Durat
 	if live, _ := n.table.Live(); len(live) > 1 {
 		most = rejoinLast
 	}
-	pause := *delay
+	pause = *delay
 	*delay = min(*delay*2, most)
-	return pause
+	return pause, err
 }
 
 // seek tries one lost member, about every rejoinLast.

@@ -38,6 +38,7 @@ type link struct {
 	peer peer.ID
 
 	sent, received, errors atomic.Uint64
+	sentRate, receivedRate throughput
 	rtt                    atomic.Int64 // exponential average, ns
 	seen                   atomic.Int64 // Unix ns of the last sign of life
 

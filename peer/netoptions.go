@@ -10,10 +10,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/covey-cache/covey"
+	"github.com/covey-cache/covey/peer/internal/member"
 )
 
 // Sockets is where the network gets its connections from: the seam for
@@ -56,6 +58,12 @@ type NetworkOptions struct {
 	// Key is the cluster key. Without it the node is alone: it may only listen
 	// on loopback, must not join, and admits nobody.
 	Key *ClusterKey
+	// Record is this node's membership, in place of the cluster key.
+	Record *MemberRecord
+	// Revoked is a file with the peer IDs, one a line, of those who are no members
+	// any more; it is read again when it changes, and passed on signed. It needs
+	// the cluster key.
+	Revoked string
 	// Zone, Rack and Host say where the node is, for the choice of neighbours;
 	// at most 128 bytes each.
 	Zone, Rack, Host string
@@ -90,13 +98,13 @@ func (o NetworkOptions) Validate() error {
 	host, _, err := net.SplitHostPort(o.listen())
 	if err != nil {
 		bad("listen address %q is not HOST:PORT", o.Listen)
-	} else if o.Key == nil && !isLoopback(host) {
+	} else if o.standalone() && !isLoopback(host) {
 		bad("listen address %q is not on loopback and there is no cluster key", o.Listen)
 	}
 	if o.Plain != "" {
 		if host, _, err := net.SplitHostPort(o.Plain); err != nil {
 			bad("plain data plane address %q is not HOST:PORT", o.Plain)
-		} else if o.Key == nil && !isLoopback(host) {
+		} else if o.standalone() && !isLoopback(host) {
 			bad("plain data plane address %q is not on loopback and there is no cluster key", o.Plain)
 		}
 	}
@@ -105,7 +113,13 @@ func (o NetworkOptions) Validate() error {
 			bad("join address %q is not HOST:PORT", a)
 		}
 	}
-	if o.Key == nil && len(o.Join) > 0 {
+	if o.Key != nil && o.Record != nil {
+		bad("both a cluster key and a member record")
+	}
+	if o.Revoked != "" && o.Key == nil {
+		bad("list of revoked peers %q without the cluster key that signs it", o.Revoked)
+	}
+	if o.standalone() && len(o.Join) > 0 {
 		bad("join %s without a cluster key", strings.Join(o.Join, ","))
 	}
 	for _, l := range [...]struct{ name, value string }{{"zone", o.Zone}, {"rack", o.Rack}, {"host", o.Host}} {
@@ -117,6 +131,33 @@ func (o NetworkOptions) Validate() error {
 		bad("negative limit")
 	}
 	return errors.Join(errs...)
+}
+
+// standalone nodes are alone.
+func (o NetworkOptions) standalone() bool { return o.Key == nil && o.Record == nil }
+
+// identity loads the node's private key, or takes the one that was issued.
+func (o NetworkOptions) identity() (crypto.PrivKey, error) {
+	if o.Record != nil && o.Record.identity != nil {
+		return o.Record.identity, nil
+	}
+	return loadIdentity(o.StateDir)
+}
+
+// signer returns what the node proves its membership with; nil when it is alone.
+func (o NetworkOptions) signer(identity crypto.PrivKey) (*member.Signer, error) {
+	switch {
+	case o.Record != nil:
+		return o.Record.signer(identity)
+	case o.Key != nil:
+		k, err := o.Key.signer()
+		if err != nil {
+			return nil, err
+		}
+		return member.NewSigner(k), nil
+	default:
+		return nil, nil
+	}
 }
 
 func (o NetworkOptions) listen() string {

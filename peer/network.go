@@ -84,7 +84,17 @@ type Network struct {
 	streams   map[streamKey]int
 	joined    map[string]peer.ID
 	renewals  []*wire.SignedRecord
-	flushed   time.Time
+	// revoked and warned are Run's alone; warned is when it was said last that the
+	// node's membership ends soon.
+	revoked revokedFile
+	warned  time.Time
+	sampled time.Time // of Run, too: when rates were taken
+
+	// first is closed when Run has made its first attempt to join, whose error is
+	// firstErr.
+	first    chan struct{}
+	firstErr error
+	flushed  time.Time
 }
 
 // NewNetwork loads or makes the identity and listens. It answers joins from then
@@ -99,7 +109,7 @@ func NewNetwork(o NetworkOptions) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := loadIdentity(o.StateDir)
+	key, err := o.identity()
 	if err != nil {
 		return nil, err
 	}
@@ -108,18 +118,14 @@ func NewNetwork(o NetworkOptions) (*Network, error) {
 		return nil, fmt.Errorf("derive peer ID: %w", err)
 	}
 	n := &Network{
-		opts: o, log: o.Log, id: id, gate: newGate(o.Key == nil),
-		pushes: semaphore.NewWeighted(maxPushes), wake: make(chan struct{}, 1),
+		opts: o, log: o.Log, id: id, gate: newGate(o.standalone()),
+		pushes: semaphore.NewWeighted(maxPushes), wake: make(chan struct{}, 1), first: make(chan struct{}),
 		links: make(map[peer.ID]*link), greetings: make(map[network.Conn]*greeting),
 		streams: make(map[streamKey]int), joined: make(map[string]peer.ID),
 		serving: make(map[protocol.ID]*semaphore.Weighted),
 	}
-	if o.Key != nil {
-		k, err := o.Key.signer()
-		if err != nil {
-			return nil, err
-		}
-		n.signer = member.NewSigner(k)
+	if n.signer, err = o.signer(key); err != nil {
+		return nil, err
 	}
 	n.table = member.NewTable(id, n.signer, o.MaxMembers)
 	if n.metrics, err = newNetworkMetrics(o.Registry); err != nil {
@@ -196,8 +202,9 @@ func (n *Network) disconnected(_ network.Network, c network.Conn) {
 		return
 	}
 	n.gate.settle(p)
-	// Above this many, connections are closed for being idle.
-	if l := n.link(p); l != nil && len(n.host.swarm.Conns()) < n.opts.MaxConnections*3/4 {
+	// Above this many, connections are closed for being idle. One that ended because
+	// the member refused this node, or failed otherwise, has its pause.
+	if l := n.link(p); l != nil && !l.pausing(time.Now()) && len(n.host.swarm.Conns()) < n.opts.MaxConnections*3/4 {
 		l.probeAt(time.Now())
 		n.poke()
 	}
@@ -274,6 +281,8 @@ func (n *Network) rounds(ctx context.Context) {
 		n.renew()
 		n.expire()
 		n.flushRenewals()
+		n.reloadRevoked()
+		n.sampleRates()
 		n.probeDue()
 		n.reap()
 	}
@@ -289,7 +298,25 @@ func (n *Network) renew() {
 	n.mu.Unlock()
 	if due {
 		n.queueRenewal(n.ownRecord())
+		n.warnOfEnd()
 	}
+}
+
+const (
+	// warnAhead is how long before its membership ends a node begins to say so, once
+	// in warnEvery: long enough for a working day to pass.
+	warnAhead = 72 * time.Hour
+	warnEvery = 6 * time.Hour
+)
+
+// warnOfEnd says when an issued membership ends soon.
+func (n *Network) warnOfEnd() {
+	ends, now := n.signer.Ends(), time.Now()
+	if ends.IsZero() || ends.Sub(now) > warnAhead || now.Sub(n.warned) < warnEvery {
+		return
+	}
+	n.warned = now
+	n.log.Warn("this agent's member record ends soon; issue another and restart the agent with it", "expires", ends)
 }
 
 // expire drops members whose lease has ended.

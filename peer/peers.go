@@ -33,6 +33,8 @@ type PeerInfo struct {
 	// SentBytes and ReceivedBytes count the payload of all protocols of this
 	// package, since the peer became a member.
 	SentBytes, ReceivedBytes uint64
+	// SentRate and ReceivedRate are averages of the last seconds, in bytes a second.
+	SentRate, ReceivedRate float64
 	// Errors counts failed dials and stalls.
 	Errors uint64
 }
@@ -62,6 +64,7 @@ func (n *Network) peerInfo(m member.Info) PeerInfo {
 	}
 	info.RTT = time.Duration(l.rtt.Load())
 	info.SentBytes, info.ReceivedBytes, info.Errors = l.sent.Load(), l.received.Load(), l.errors.Load()
+	info.SentRate, info.ReceivedRate = l.sentRate.perSecond(), l.receivedRate.perSecond()
 	if seen := time.Unix(0, l.seen.Load()); seen.After(info.LastSeen) {
 		info.LastSeen = seen
 	}

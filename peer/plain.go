@@ -62,7 +62,7 @@ type plainPlane struct {
 	// mu is a leaf lock and guards what follows.
 	mu      sync.Mutex
 	closed  bool
-	conns   map[net.Conn]struct{} // of the serving side
+	conns   map[net.Conn]peer.ID // of the serving side; "" while they open
 	opening int
 	each    map[peer.ID]int
 }
@@ -80,7 +80,7 @@ func newPlainPlane(n *Network, address string) (*plainPlane, error) {
 	}
 	return &plainPlane{
 		n: n, issuer: raw.NewIssuer(string(n.id)), listener: l, port: uint16(at.Port),
-		conns: make(map[net.Conn]struct{}), each: make(map[peer.ID]int),
+		conns: make(map[net.Conn]peer.ID), each: make(map[peer.ID]int),
 	}, nil
 }
 
@@ -124,12 +124,12 @@ func (p *plainPlane) admit(c net.Conn) bool {
 		return false
 	}
 	p.opening++
-	p.conns[c] = struct{}{}
+	p.conns[c] = ""
 	return true
 }
 
 // opened counts the connection as its member's, which it is from now on.
-func (p *plainPlane) opened(from peer.ID) bool {
+func (p *plainPlane) opened(c net.Conn, from peer.ID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.opening--
@@ -137,6 +137,7 @@ func (p *plainPlane) opened(from peer.ID) bool {
 		return false
 	}
 	p.each[from]++
+	p.conns[c] = from
 	return true
 }
 
@@ -157,7 +158,7 @@ func (p *plainPlane) ended(c net.Conn, from peer.ID) {
 func (p *plainPlane) serve(c net.Conn) {
 	r := bufio.NewReaderSize(c, 4096)
 	from, err := p.open(c, r)
-	if !p.opened(from) {
+	if !p.opened(c, from) {
 		p.n.metrics.refusedPlain.Inc()
 		p.n.log.Debug("plain connection refused", "addr", c.RemoteAddr().String(), "error", err)
 		p.ended(c, "")

@@ -101,6 +101,14 @@ func peerOptions(c *agentConfig, log *slog.Logger) (peer.AgentOptions, error) {
 		}
 		opts.ClusterKey = key
 	}
+	opts.Revoked = c.revoked
+	if c.memberRecord != "" {
+		record, err := readMemberRecord(c.memberRecord, log)
+		if err != nil {
+			return opts, err
+		}
+		opts.MemberRecord = record
+	}
 	return opts, opts.Validate()
 }
 

@@ -68,7 +68,7 @@ func (a *app) startAgent(ctx context.Context, socket string) (*gateway.Client, e
 // that are taken are replaced by free ones. What the environment says stays.
 func (a *app) backgroundArgs(c *agentConfig, socket string) []string {
 	args := []string{"agent", "--api", "unix://" + socket, "--state", c.state}
-	if c.clusterKey == "" && a.getenv("COVEY_LISTEN") == "" && taken(defaultLoopbackListen) {
+	if c.standalone() && a.getenv("COVEY_LISTEN") == "" && taken(defaultLoopbackListen) {
 		args = append(args, "--listen", "127.0.0.1:0")
 	}
 	if a.getenv("COVEY_HTTP") == "" && taken(defaultHTTP) {

@@ -20,12 +20,12 @@ import (
 func (a *app) clusterCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "cluster",
-		Short:   "make a cluster key, show the cluster",
+		Short:   "make a cluster key, issue memberships, show the cluster",
 		Example: "  covey cluster init > cluster.key",
 		Args:    a.needVerb,
 		RunE:    func(*cobra.Command, []string) error { return nil },
 	}
-	cmd.AddCommand(a.clusterInitCommand(), a.clusterShowCommand())
+	cmd.AddCommand(a.clusterInitCommand(), a.clusterIssueCommand(), a.clusterShowCommand())
 	return cmd
 }
 
@@ -111,11 +111,15 @@ func readClusterKey(file string, log *slog.Logger) (*peer.ClusterKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info, err := os.Stat(file); err == nil && log != nil && info.Mode().Perm()&0o077 != 0 {
-		log.Warn("other users can read the cluster key; take their right away with chmod 600",
-			"file", file, "mode", info.Mode().Perm().String())
-	}
+	warnOfMode(file, "other users can read the cluster key; take their right away with chmod 600", log)
 	return &key, nil
+}
+
+// warnOfMode warns of a secret that others can read.
+func warnOfMode(file, warning string, log *slog.Logger) {
+	if info, err := os.Stat(file); err == nil && log != nil && info.Mode().Perm()&0o077 != 0 {
+		log.Warn(warning, "file", file, "mode", info.Mode().Perm().String())
+	}
 }
 
 func (a *app) memberInfo(cmd *cobra.Command) (clusterInfo, error) {

@@ -30,6 +30,8 @@ type agentConfig struct {
 	listen     string
 	join       []string
 	clusterKey string // a file, or ""
+	// memberRecord and revoked are files, or "".
+	memberRecord, revoked string
 	coding     coding
 	api        string // a path
 	http       string // "" when off
@@ -45,6 +47,9 @@ type agentConfig struct {
 	logLevel   slog.Level
 	logFormat  string
 }
+
+// standalone agents have nothing that makes them members.
+func (c *agentConfig) standalone() bool { return c.clusterKey == "" && c.memberRecord == "" }
 
 // mountSpec is one value of --mount.
 type mountSpec struct {
@@ -73,13 +78,15 @@ func (a *app) loadConfig(cmd *cobra.Command) (*agentConfig, error) {
 // parseSettings checks the settings one by one and then against each other.
 func parseSettings(l layer, getenv func(string) string) (*agentConfig, error) {
 	c := &agentConfig{
-		clusterKey: l.one("cluster-key", ""),
-		dataPlane:  l.one("data-plane", "tls"),
-		dataListen: l.one("data-listen", ""),
-		zone:       l.one("zone", ""),
-		rack:       l.one("rack", ""),
-		host:       l.one("host", ""),
-		join:       l["join"].words,
+		clusterKey:   l.one("cluster-key", ""),
+		memberRecord: l.one("member-record", ""),
+		revoked:      l.one("revoked", ""),
+		dataPlane:    l.one("data-plane", "tls"),
+		dataListen:   l.one("data-listen", ""),
+		zone:         l.one("zone", ""),
+		rack:         l.one("rack", ""),
+		host:         l.one("host", ""),
+		join:         l["join"].words,
 	}
 	for _, parse := range []func(layer, func(string) string) error{
 		c.parsePaths, c.parseCache, c.coding.parse, c.keeping.parse, c.parseMounts, c.parseAddresses, c.parseDataPlane,
@@ -103,7 +110,7 @@ func (c *agentConfig) parseDataPlane(l layer, _ func(string) string) error {
 		return l.fault("data-listen", fmt.Errorf("only the plain data plane has an address of its own: add --data-plane plain or leave it out"))
 	}
 	host, err := checkAddress(c.dataListen)
-	if err == nil && c.clusterKey == "" && !isLoopback(host) {
+	if err == nil && c.standalone() && !isLoopback(host) {
 		err = fmt.Errorf("%s can be reached from other hosts, and there is no key to tell members by: give --cluster-key or listen on 127.0.0.1", c.dataListen)
 	}
 	if err != nil {
@@ -124,10 +131,19 @@ func (c *agentConfig) parsePaths(l layer, getenv func(string) string) error {
 	if c.state, err = filepath.Abs(state); err != nil {
 		return fmt.Errorf("state directory %s: %w", state, err)
 	}
-	if c.clusterKey != "" {
-		if c.clusterKey, err = filepath.Abs(c.clusterKey); err != nil {
-			return fmt.Errorf("cluster key %s: %w", c.clusterKey, err)
+	for name, file := range map[string]*string{"cluster key": &c.clusterKey, "member record": &c.memberRecord, "revoked peers": &c.revoked} {
+		if *file == "" {
+			continue
 		}
+		if *file, err = filepath.Abs(*file); err != nil {
+			return fmt.Errorf("%s %s: %w", name, *file, err)
+		}
+	}
+	if c.clusterKey != "" && c.memberRecord != "" {
+		return l.fault("member-record", fmt.Errorf("the agent has a cluster key as well: give one of the two"))
+	}
+	if c.revoked != "" && c.clusterKey == "" {
+		return l.fault("revoked", fmt.Errorf("only an agent that has the cluster key can expel others: add --cluster-key FILE or leave it out"))
 	}
 	c.api = defaultSocket(getenv)
 	if v, ok := l["api"]; ok {
@@ -260,7 +276,7 @@ func parseMount(s string) (mountSpec, error) {
 
 func (c *agentConfig) parseAddresses(l layer, _ func(string) string) error {
 	byDefault := defaultListen
-	if c.clusterKey == "" {
+	if c.standalone() {
 		byDefault = defaultLoopbackListen
 	}
 	c.listen = l.one("listen", byDefault)
@@ -268,10 +284,10 @@ func (c *agentConfig) parseAddresses(l layer, _ func(string) string) error {
 	if err != nil {
 		return l.fault("listen", err)
 	}
-	if c.clusterKey == "" && !isLoopback(host) {
+	if c.standalone() && !isLoopback(host) {
 		return l.fault("listen", fmt.Errorf("%s can be reached from other hosts, and there is no key to tell members by: give --cluster-key or listen on 127.0.0.1", c.listen))
 	}
-	if len(c.join) > 0 && c.clusterKey == "" {
+	if len(c.join) > 0 && c.standalone() {
 		return l.fault("join", fmt.Errorf("joining needs the key of the cluster: give --cluster-key FILE"))
 	}
 	for _, j := range c.join {

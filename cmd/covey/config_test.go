@@ -100,6 +100,7 @@ func TestConfigPrecedence(t *testing.T) {
 		{"listen", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"},
 		{"join", "f:1", "e:1", "g:1"},
 		{"cluster-key", "/f", "/e", "/g"},
+		{"revoked", "/f", "/e", "/g"},
 		{"api", "unix:///f", "unix:///e", "unix:///g"},
 		{"http", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"},
 		{"mount", "s3://f?a=b=/f", "s3://e?a=b=/e", "s3://g?a=b=/g"},
@@ -134,7 +135,7 @@ func TestConfigPrecedence(t *testing.T) {
 	want := func(dir, port, host string) agentConfig {
 		return agentConfig{
 			state: dir, cache: []cacheDir{{dir, 1 << 30}}, listen: "127.0.0.1:" + port, join: []string{host + ":1"},
-			clusterKey: dir, api: dir, http: "127.0.0.1:" + port, mounts: []mountSpec{{source: "s3:/" + dir + "?a=b", dir: dir}},
+			clusterKey: dir, revoked: dir, api: dir, http: "127.0.0.1:" + port, mounts: []mountSpec{{source: "s3:/" + dir + "?a=b", dir: dir}},
 			dataPlane: "plain", dataListen: "127.0.0.1:" + port, zone: host, rack: host, host: host,
 		}
 	}
@@ -226,6 +227,8 @@ func TestConfigFaults(t *testing.T) {
 		{name: "plane's address", flags: []string{"--data-listen=127.0.0.1:1"}, says: "--data-listen: only the plain"},
 		{name: "open plane", flags: []string{"--data-plane=plain", "--data-listen=0.0.0.0:1"}, says: "--data-listen: 0.0.0.0:1 can be reached"},
 		{name: "plane", flags: []string{"--data-plane=quic"}, says: `"quic" is not known`},
+		{name: "two memberships", flags: []string{"--cluster-key=/k", "--member-record=/m"}, says: "--member-record: the agent has a cluster key"},
+		{name: "revoked without key", flags: []string{"--revoked=/r"}, says: "--revoked: only an agent that has the cluster key"},
 		{name: "level", flags: []string{"--log-level=loud"}, says: "--log-level: "},
 		{name: "format", flags: []string{"--log-format=xml"}, says: "--log-format: "},
 	} {

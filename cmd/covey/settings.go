@@ -42,6 +42,8 @@ var settings = []setting{
 	{"listen", single, "`HOST:PORT` of the mesh (default 0.0.0.0:7171 with a cluster key, else 127.0.0.1:7171)"},
 	{"join", byComma, "members to join, `HOST:PORT,...`; needs --cluster-key"},
 	{"cluster-key", single, "`FILE` with the key of the cluster (see covey cluster init)"},
+	{"member-record", single, "`FILE` with this agent's membership, in place of --cluster-key (see covey cluster issue)"},
+	{"revoked", single, "`FILE` with the peer IDs, one a line, of those who are no members any more; read again when it changes"},
 	{"api", single, "control socket, `unix:///PATH` (default $XDG_RUNTIME_DIR/covey/agent.sock or /run/covey/agent.sock)"},
 	{"http", single, "`HOST:PORT` of metrics, health and status page, \"off\" for none (default 127.0.0.1:7172)"},
 	{"mount", byLine, "mount `SOURCE=DIR`, cut at its last \"=\"; may be repeated"},

@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -135,18 +136,22 @@ func (a *app) peersCommand() *cobra.Command {
 }
 
 func showPeers(w io.Writer, peers []gateway.Peer) {
-	fmt.Fprintln(w, "HOST\tPEER\tSTATE\tRTT\tSENT\tRECEIVED\tERRORS\tADDRESSES")
+	fmt.Fprintln(w, "HOST\tPEER\tSTATE\tDISTANCE\tRTT\tLOAD\tIN\tOUT\tRECEIVED\tSENT\tERRORS\tADDRESSES")
 	for _, p := range peers {
 		state := "connected"
 		if !p.Connected {
 			state = "seen " + since(p.LastSeen) + " ago"
 		}
+		if !p.Banned.IsZero() {
+			state = "banned, " + strconv.Itoa(p.BadBlocks) + " bad blocks"
+		}
 		rtt := "-"
 		if p.RTTMicros > 0 {
 			rtt = (time.Duration(p.RTTMicros) * time.Microsecond).String()
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", p.Host, p.ID, state, rtt,
-			formatSize(p.SentBytes), formatSize(p.ReceivedBytes), p.Errors, strings.Join(p.Addresses, " "))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d/%d\t%s/s\t%s/s\t%s\t%s\t%d\t%s\n", p.Host, p.ID, state, p.Distance, rtt,
+			p.UnderWay, p.Window, formatSize(p.ReceivedRate), formatSize(p.SentRate),
+			formatSize(p.ReceivedBytes), formatSize(p.SentBytes), p.Errors, strings.Join(p.Addresses, " "))
 	}
 }
 

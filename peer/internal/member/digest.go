@@ -19,10 +19,16 @@ const (
 	maxAnswer = 512 << 10
 )
 
-// Summary is a number that two tables share when they hold the same records.
+// Summary is a number that two tables share when they hold the same records and
+// revocations.
 func (t *Table) Summary(now time.Time) uint64 {
 	var sum uint64
 	t.each(now, func(e *entry) { sum ^= mix(e.key + mix(e.Seq)) })
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for p := range t.revoked {
+		sum ^= mix(^key(p))
+	}
 	return sum
 }
 
@@ -117,7 +123,7 @@ func (t *Table) Records(keys []byte, now time.Time) ([]*wire.SignedRecord, error
 // aged returns the record as it is passed on: with the age that it has by now.
 func (e *entry) aged(now time.Time) *wire.SignedRecord {
 	return &wire.SignedRecord{
-		Record: e.msg.Record, Signature: e.msg.Signature,
+		Record: e.msg.Record, Signature: e.msg.Signature, Grant: e.msg.Grant,
 		AgeMs: uint64(max(now.Sub(e.born).Milliseconds(), 0)),
 	}
 }

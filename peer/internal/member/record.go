@@ -20,6 +20,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 
@@ -68,10 +69,13 @@ type Record struct {
 	Left bool
 }
 
-// Signer signs and checks records.
+// Signer signs and checks records: with the cluster's key, or with a member's own
+// and a grant.
 type Signer struct {
-	private ed25519.PrivateKey
-	public  ed25519.PublicKey
+	private  ed25519.PrivateKey // nil for a member with a grant
+	public   ed25519.PublicKey
+	identity crypto.PrivKey // with grant
+	grant    *wire.SignedGrant
 }
 
 // NewSigner returns a signer that uses the given key.
@@ -90,8 +94,7 @@ func (s *Signer) Sign(r Record) *wire.SignedRecord {
 	for _, a := range r.Addrs {
 		m.Addrs = append(m.Addrs, a.Bytes())
 	}
-	b := wire.Marshal(m)
-	return &wire.SignedRecord{Record: b, Signature: ed25519.Sign(s.private, signed(b))}
+	return s.sign(wire.Marshal(m))
 }
 
 func signed(record []byte) []byte {
@@ -106,12 +109,16 @@ func (s *Signer) Open(m *wire.SignedRecord, now time.Time) (Record, error) {
 	if len(m.GetRecord()) > MaxRecord {
 		return Record{}, fmt.Errorf("member record of %d bytes: %w", len(m.GetRecord()), covey.ErrInvalid)
 	}
-	if !ed25519.Verify(s.public, signed(m.GetRecord()), m.GetSignature()) {
-		return Record{}, fmt.Errorf("member record is not signed with this cluster's key: %w", covey.ErrDenied)
+	granted, err := s.verify(m, now)
+	if err != nil {
+		return Record{}, err
 	}
 	r, err := decode(m.GetRecord())
 	if err != nil {
 		return Record{}, err
+	}
+	if granted != "" && granted != r.Peer {
+		return Record{}, fmt.Errorf("member record of %s with the grant of %s: %w", r.Peer, granted, covey.ErrDenied)
 	}
 	if d := r.Expires.Sub(now); d < -maxSkew || d > maxSkew+maxLease {
 		return Record{}, fmt.Errorf("member record of %s expires %s from now: %w", r.Peer, d, covey.ErrDenied)

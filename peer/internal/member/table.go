@@ -70,14 +70,15 @@ type Table struct {
 	mu      sync.Mutex
 	members map[peer.ID]*entry
 	gone    map[peer.ID]*entry
-	live    []covey.PeerID // nil: to be made
+	revoked map[peer.ID]*wire.SignedRevocation // none of them is in members or gone
+	live    []covey.PeerID                     // nil: to be made
 	epoch   uint64
 }
 
 // NewTable returns a table of at most limit members, self among them. A nil
 // signer accepts no record but self's.
 func NewTable(self peer.ID, signer *Signer, limit int) *Table {
-	return &Table{self: self, signer: signer, max: limit, members: make(map[peer.ID]*entry), gone: make(map[peer.ID]*entry), epoch: 1}
+	return &Table{self: self, signer: signer, max: limit, members: make(map[peer.ID]*entry), gone: make(map[peer.ID]*entry), revoked: make(map[peer.ID]*wire.SignedRevocation), epoch: 1}
 }
 
 // SetSelf puts this node's own record in the table. msg is nil for a node that
@@ -110,7 +111,7 @@ func (t *Table) Merge(m *wire.SignedRecord, now time.Time) (Record, Change, erro
 	age := time.Duration(min(m.GetAgeMs(), uint64(maxLease.Milliseconds()))) * time.Millisecond
 	e := &entry{
 		Record: r, key: key(r.Peer), born: now.Add(-age),
-		msg: &wire.SignedRecord{Record: m.GetRecord(), Signature: m.GetSignature()},
+		msg: &wire.SignedRecord{Record: m.GetRecord(), Signature: m.GetSignature(), Grant: m.GetGrant()},
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -129,6 +130,8 @@ func (t *Table) knows(r Record) bool {
 func (t *Table) mergeLocked(e *entry, now time.Time) (Change, error) {
 	old, gone := t.members[e.Peer], t.gone[e.Peer]
 	switch {
+	case t.revoked[e.Peer] != nil:
+		return Ignored, fmt.Errorf("member record of %s: %w", e.Peer, ErrRevoked)
 	case e.Peer == t.self:
 		if old != nil && e.Seq > old.Seq {
 			return Disputed, nil

@@ -211,7 +211,10 @@ type SignedRecord struct {
 	Signature []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
 	// How long the sender has known the record, added up over the hops; outside
 	// the signature.
-	AgeMs         uint64 `protobuf:"varint,3,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	AgeMs uint64 `protobuf:"varint,3,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	// Set when the record is signed with its peer's own key instead of the
+	// cluster's: the cluster's permission to do so.
+	Grant         *SignedGrant `protobuf:"bytes,4,opt,name=grant,proto3" json:"grant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -267,6 +270,292 @@ func (x *SignedRecord) GetAgeMs() uint64 {
 	return 0
 }
 
+func (x *SignedRecord) GetGrant() *SignedGrant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+// Grant makes a peer a member without the cluster key, for a time.
+type Grant struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          []byte                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	IssuedUnixMs  int64                  `protobuf:"varint,2,opt,name=issued_unix_ms,json=issuedUnixMs,proto3" json:"issued_unix_ms,omitempty"`
+	ExpiresUnixMs int64                  `protobuf:"varint,3,opt,name=expires_unix_ms,json=expiresUnixMs,proto3" json:"expires_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Grant) Reset() {
+	*x = Grant{}
+	mi := &file_wire_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Grant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Grant) ProtoMessage() {}
+
+func (x *Grant) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Grant.ProtoReflect.Descriptor instead.
+func (*Grant) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Grant) GetPeer() []byte {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *Grant) GetIssuedUnixMs() int64 {
+	if x != nil {
+		return x.IssuedUnixMs
+	}
+	return 0
+}
+
+func (x *Grant) GetExpiresUnixMs() int64 {
+	if x != nil {
+		return x.ExpiresUnixMs
+	}
+	return 0
+}
+
+type SignedGrant struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Grant         []byte                 `protobuf:"bytes,1,opt,name=grant,proto3" json:"grant,omitempty"`
+	Signature     []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignedGrant) Reset() {
+	*x = SignedGrant{}
+	mi := &file_wire_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignedGrant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignedGrant) ProtoMessage() {}
+
+func (x *SignedGrant) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignedGrant.ProtoReflect.Descriptor instead.
+func (*SignedGrant) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SignedGrant) GetGrant() []byte {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+func (x *SignedGrant) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+// Issued is a member's file: what it needs to be one without the cluster key.
+type Issued struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"` // the public key that records and grants are signed with
+	Grant         *SignedGrant           `protobuf:"bytes,2,opt,name=grant,proto3" json:"grant,omitempty"`
+	Identity      []byte                 `protobuf:"bytes,3,opt,name=identity,proto3" json:"identity,omitempty"` // the peer's private key; absent when it has its own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Issued) Reset() {
+	*x = Issued{}
+	mi := &file_wire_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Issued) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Issued) ProtoMessage() {}
+
+func (x *Issued) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Issued.ProtoReflect.Descriptor instead.
+func (*Issued) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Issued) GetCluster() []byte {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *Issued) GetGrant() *SignedGrant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+func (x *Issued) GetIdentity() []byte {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+// Revocation says that a peer is no member any more, whatever it can show.
+type Revocation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          []byte                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	RevokedUnixMs int64                  `protobuf:"varint,2,opt,name=revoked_unix_ms,json=revokedUnixMs,proto3" json:"revoked_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revocation) Reset() {
+	*x = Revocation{}
+	mi := &file_wire_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revocation) ProtoMessage() {}
+
+func (x *Revocation) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
+func (*Revocation) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Revocation) GetPeer() []byte {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *Revocation) GetRevokedUnixMs() int64 {
+	if x != nil {
+		return x.RevokedUnixMs
+	}
+	return 0
+}
+
+type SignedRevocation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revocation    []byte                 `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	Signature     []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignedRevocation) Reset() {
+	*x = SignedRevocation{}
+	mi := &file_wire_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignedRevocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignedRevocation) ProtoMessage() {}
+
+func (x *SignedRevocation) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignedRevocation.ProtoReflect.Descriptor instead.
+func (*SignedRevocation) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *SignedRevocation) GetRevocation() []byte {
+	if x != nil {
+		return x.Revocation
+	}
+	return nil
+}
+
+func (x *SignedRevocation) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Record        *SignedRecord          `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
@@ -277,7 +566,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_wire_proto_msgTypes[2]
+	mi := &file_wire_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -289,7 +578,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[2]
+	mi := &file_wire_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -302,7 +591,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{2}
+	return file_wire_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Hello) GetRecord() *SignedRecord {
@@ -330,7 +619,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_wire_proto_msgTypes[3]
+	mi := &file_wire_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -342,7 +631,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[3]
+	mi := &file_wire_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -355,7 +644,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{3}
+	return file_wire_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Request) GetBody() []byte {
@@ -381,7 +670,7 @@ type Found struct {
 
 func (x *Found) Reset() {
 	*x = Found{}
-	mi := &file_wire_proto_msgTypes[4]
+	mi := &file_wire_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -393,7 +682,7 @@ func (x *Found) String() string {
 func (*Found) ProtoMessage() {}
 
 func (x *Found) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[4]
+	mi := &file_wire_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -406,7 +695,7 @@ func (x *Found) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Found.ProtoReflect.Descriptor instead.
 func (*Found) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{4}
+	return file_wire_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Found) GetSize() uint64 {
@@ -425,7 +714,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_wire_proto_msgTypes[5]
+	mi := &file_wire_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -437,7 +726,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[5]
+	mi := &file_wire_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -450,7 +739,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{5}
+	return file_wire_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Failure) GetCode() Code {
@@ -475,7 +764,7 @@ type BlockRequest struct {
 
 func (x *BlockRequest) Reset() {
 	*x = BlockRequest{}
-	mi := &file_wire_proto_msgTypes[6]
+	mi := &file_wire_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -487,7 +776,7 @@ func (x *BlockRequest) String() string {
 func (*BlockRequest) ProtoMessage() {}
 
 func (x *BlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[6]
+	mi := &file_wire_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -500,7 +789,7 @@ func (x *BlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockRequest.ProtoReflect.Descriptor instead.
 func (*BlockRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{6}
+	return file_wire_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BlockRequest) GetLocator() []byte {
@@ -543,7 +832,7 @@ type Ticket struct {
 
 func (x *Ticket) Reset() {
 	*x = Ticket{}
-	mi := &file_wire_proto_msgTypes[7]
+	mi := &file_wire_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -555,7 +844,7 @@ func (x *Ticket) String() string {
 func (*Ticket) ProtoMessage() {}
 
 func (x *Ticket) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[7]
+	mi := &file_wire_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -568,7 +857,7 @@ func (x *Ticket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ticket.ProtoReflect.Descriptor instead.
 func (*Ticket) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{7}
+	return file_wire_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Ticket) GetToken() []byte {
@@ -600,7 +889,7 @@ type Gossip struct {
 
 func (x *Gossip) Reset() {
 	*x = Gossip{}
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +901,7 @@ func (x *Gossip) String() string {
 func (*Gossip) ProtoMessage() {}
 
 func (x *Gossip) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +914,7 @@ func (x *Gossip) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gossip.ProtoReflect.Descriptor instead.
 func (*Gossip) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{8}
+	return file_wire_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Gossip) GetPart() isGossip_Part {
@@ -687,13 +976,14 @@ func (*Gossip_Digest) isGossip_Part() {}
 type Push struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Records       []*SignedRecord        `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	Revocations   []*SignedRevocation    `protobuf:"bytes,2,rep,name=revocations,proto3" json:"revocations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Push) Reset() {
 	*x = Push{}
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +995,7 @@ func (x *Push) String() string {
 func (*Push) ProtoMessage() {}
 
 func (x *Push) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +1008,7 @@ func (x *Push) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Push.ProtoReflect.Descriptor instead.
 func (*Push) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{9}
+	return file_wire_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Push) GetRecords() []*SignedRecord {
@@ -728,17 +1018,26 @@ func (x *Push) GetRecords() []*SignedRecord {
 	return nil
 }
 
-// Digest has 16 bytes for each record: its key and its seq, big-endian.
+func (x *Push) GetRevocations() []*SignedRevocation {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
+// Digest has 16 bytes for each record: its key and its seq, big-endian; and 8 for
+// each revocation.
 type Digest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entries       []byte                 `protobuf:"bytes,1,opt,name=entries,proto3" json:"entries,omitempty"`
+	Revoked       []byte                 `protobuf:"bytes,2,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Digest) Reset() {
 	*x = Digest{}
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +1049,7 @@ func (x *Digest) String() string {
 func (*Digest) ProtoMessage() {}
 
 func (x *Digest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,12 +1062,19 @@ func (x *Digest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Digest.ProtoReflect.Descriptor instead.
 func (*Digest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{10}
+	return file_wire_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Digest) GetEntries() []byte {
 	if x != nil {
 		return x.Entries
+	}
+	return nil
+}
+
+func (x *Digest) GetRevoked() []byte {
+	if x != nil {
+		return x.Revoked
 	}
 	return nil
 }
@@ -779,13 +1085,15 @@ type GossipReply struct {
 	Records       []*SignedRecord        `protobuf:"bytes,2,rep,name=records,proto3" json:"records,omitempty"`
 	Want          []byte                 `protobuf:"bytes,3,opt,name=want,proto3" json:"want,omitempty"` // keys of records the sender lacks, 8 bytes each
 	More          bool                   `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
+	Revocations   []*SignedRevocation    `protobuf:"bytes,5,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	WantRevoked   []byte                 `protobuf:"bytes,6,opt,name=want_revoked,json=wantRevoked,proto3" json:"want_revoked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GossipReply) Reset() {
 	*x = GossipReply{}
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -797,7 +1105,7 @@ func (x *GossipReply) String() string {
 func (*GossipReply) ProtoMessage() {}
 
 func (x *GossipReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -810,7 +1118,7 @@ func (x *GossipReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GossipReply.ProtoReflect.Descriptor instead.
 func (*GossipReply) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{11}
+	return file_wire_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GossipReply) GetSame() bool {
@@ -841,6 +1149,20 @@ func (x *GossipReply) GetMore() bool {
 	return false
 }
 
+func (x *GossipReply) GetRevocations() []*SignedRevocation {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
+func (x *GossipReply) GetWantRevoked() []byte {
+	if x != nil {
+		return x.WantRevoked
+	}
+	return nil
+}
+
 var File_wire_proto protoreflect.FileDescriptor
 
 const file_wire_proto_rawDesc = "" +
@@ -859,11 +1181,32 @@ const file_wire_proto_rawDesc = "" +
 	"\x0fexpires_unix_ms\x18\t \x01(\x03R\rexpiresUnixMs\x12\x10\n" +
 	"\x03seq\x18\n" +
 	" \x01(\x04R\x03seq\x12\x12\n" +
-	"\x04left\x18\v \x01(\bR\x04left\"[\n" +
+	"\x04left\x18\v \x01(\bR\x04left\"\x8d\x01\n" +
 	"\fSignedRecord\x12\x16\n" +
 	"\x06record\x18\x01 \x01(\fR\x06record\x12\x1c\n" +
 	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\x15\n" +
-	"\x06age_ms\x18\x03 \x01(\x04R\x05ageMs\"V\n" +
+	"\x06age_ms\x18\x03 \x01(\x04R\x05ageMs\x120\n" +
+	"\x05grant\x18\x04 \x01(\v2\x1a.covey.peer.v1.SignedGrantR\x05grant\"i\n" +
+	"\x05Grant\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\fR\x04peer\x12$\n" +
+	"\x0eissued_unix_ms\x18\x02 \x01(\x03R\fissuedUnixMs\x12&\n" +
+	"\x0fexpires_unix_ms\x18\x03 \x01(\x03R\rexpiresUnixMs\"A\n" +
+	"\vSignedGrant\x12\x14\n" +
+	"\x05grant\x18\x01 \x01(\fR\x05grant\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"p\n" +
+	"\x06Issued\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\fR\acluster\x120\n" +
+	"\x05grant\x18\x02 \x01(\v2\x1a.covey.peer.v1.SignedGrantR\x05grant\x12\x1a\n" +
+	"\bidentity\x18\x03 \x01(\fR\bidentity\"H\n" +
+	"\n" +
+	"Revocation\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\fR\x04peer\x12&\n" +
+	"\x0frevoked_unix_ms\x18\x02 \x01(\x03R\rrevokedUnixMs\"P\n" +
+	"\x10SignedRevocation\x12\x1e\n" +
+	"\n" +
+	"revocation\x18\x01 \x01(\fR\n" +
+	"revocation\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"V\n" +
 	"\x05Hello\x123\n" +
 	"\x06record\x18\x01 \x01(\v2\x1b.covey.peer.v1.SignedRecordR\x06record\x12\x18\n" +
 	"\arefusal\x18\x02 \x01(\tR\arefusal\"<\n" +
@@ -887,16 +1230,20 @@ const file_wire_proto_rawDesc = "" +
 	"\x04push\x18\x01 \x01(\v2\x13.covey.peer.v1.PushH\x00R\x04push\x12\x1a\n" +
 	"\asummary\x18\x02 \x01(\x04H\x00R\asummary\x12/\n" +
 	"\x06digest\x18\x03 \x01(\v2\x15.covey.peer.v1.DigestH\x00R\x06digestB\x06\n" +
-	"\x04part\"=\n" +
+	"\x04part\"\x80\x01\n" +
 	"\x04Push\x125\n" +
-	"\arecords\x18\x01 \x03(\v2\x1b.covey.peer.v1.SignedRecordR\arecords\"\"\n" +
+	"\arecords\x18\x01 \x03(\v2\x1b.covey.peer.v1.SignedRecordR\arecords\x12A\n" +
+	"\vrevocations\x18\x02 \x03(\v2\x1f.covey.peer.v1.SignedRevocationR\vrevocations\"<\n" +
 	"\x06Digest\x12\x18\n" +
-	"\aentries\x18\x01 \x01(\fR\aentries\"\x80\x01\n" +
+	"\aentries\x18\x01 \x01(\fR\aentries\x12\x18\n" +
+	"\arevoked\x18\x02 \x01(\fR\arevoked\"\xe6\x01\n" +
 	"\vGossipReply\x12\x12\n" +
 	"\x04same\x18\x01 \x01(\bR\x04same\x125\n" +
 	"\arecords\x18\x02 \x03(\v2\x1b.covey.peer.v1.SignedRecordR\arecords\x12\x12\n" +
 	"\x04want\x18\x03 \x01(\fR\x04want\x12\x12\n" +
-	"\x04more\x18\x04 \x01(\bR\x04more*H\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\x12A\n" +
+	"\vrevocations\x18\x05 \x03(\v2\x1f.covey.peer.v1.SignedRevocationR\vrevocations\x12!\n" +
+	"\fwant_revoked\x18\x06 \x01(\fR\vwantRevoked*H\n" +
 	"\x04Code\x12\x0f\n" +
 	"\vUNAVAILABLE\x10\x00\x12\r\n" +
 	"\tNOT_FOUND\x10\x01\x12\v\n" +
@@ -917,34 +1264,43 @@ func file_wire_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_wire_proto_goTypes = []any{
-	(Code)(0),            // 0: covey.peer.v1.Code
-	(*Record)(nil),       // 1: covey.peer.v1.Record
-	(*SignedRecord)(nil), // 2: covey.peer.v1.SignedRecord
-	(*Hello)(nil),        // 3: covey.peer.v1.Hello
-	(*Request)(nil),      // 4: covey.peer.v1.Request
-	(*Found)(nil),        // 5: covey.peer.v1.Found
-	(*Failure)(nil),      // 6: covey.peer.v1.Failure
-	(*BlockRequest)(nil), // 7: covey.peer.v1.BlockRequest
-	(*Ticket)(nil),       // 8: covey.peer.v1.Ticket
-	(*Gossip)(nil),       // 9: covey.peer.v1.Gossip
-	(*Push)(nil),         // 10: covey.peer.v1.Push
-	(*Digest)(nil),       // 11: covey.peer.v1.Digest
-	(*GossipReply)(nil),  // 12: covey.peer.v1.GossipReply
+	(Code)(0),                // 0: covey.peer.v1.Code
+	(*Record)(nil),           // 1: covey.peer.v1.Record
+	(*SignedRecord)(nil),     // 2: covey.peer.v1.SignedRecord
+	(*Grant)(nil),            // 3: covey.peer.v1.Grant
+	(*SignedGrant)(nil),      // 4: covey.peer.v1.SignedGrant
+	(*Issued)(nil),           // 5: covey.peer.v1.Issued
+	(*Revocation)(nil),       // 6: covey.peer.v1.Revocation
+	(*SignedRevocation)(nil), // 7: covey.peer.v1.SignedRevocation
+	(*Hello)(nil),            // 8: covey.peer.v1.Hello
+	(*Request)(nil),          // 9: covey.peer.v1.Request
+	(*Found)(nil),            // 10: covey.peer.v1.Found
+	(*Failure)(nil),          // 11: covey.peer.v1.Failure
+	(*BlockRequest)(nil),     // 12: covey.peer.v1.BlockRequest
+	(*Ticket)(nil),           // 13: covey.peer.v1.Ticket
+	(*Gossip)(nil),           // 14: covey.peer.v1.Gossip
+	(*Push)(nil),             // 15: covey.peer.v1.Push
+	(*Digest)(nil),           // 16: covey.peer.v1.Digest
+	(*GossipReply)(nil),      // 17: covey.peer.v1.GossipReply
 }
 var file_wire_proto_depIdxs = []int32{
-	2,  // 0: covey.peer.v1.Hello.record:type_name -> covey.peer.v1.SignedRecord
-	0,  // 1: covey.peer.v1.Failure.code:type_name -> covey.peer.v1.Code
-	10, // 2: covey.peer.v1.Gossip.push:type_name -> covey.peer.v1.Push
-	11, // 3: covey.peer.v1.Gossip.digest:type_name -> covey.peer.v1.Digest
-	2,  // 4: covey.peer.v1.Push.records:type_name -> covey.peer.v1.SignedRecord
-	2,  // 5: covey.peer.v1.GossipReply.records:type_name -> covey.peer.v1.SignedRecord
-	6,  // [6:6] is the sub-list for method output_type
-	6,  // [6:6] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	4,  // 0: covey.peer.v1.SignedRecord.grant:type_name -> covey.peer.v1.SignedGrant
+	4,  // 1: covey.peer.v1.Issued.grant:type_name -> covey.peer.v1.SignedGrant
+	2,  // 2: covey.peer.v1.Hello.record:type_name -> covey.peer.v1.SignedRecord
+	0,  // 3: covey.peer.v1.Failure.code:type_name -> covey.peer.v1.Code
+	15, // 4: covey.peer.v1.Gossip.push:type_name -> covey.peer.v1.Push
+	16, // 5: covey.peer.v1.Gossip.digest:type_name -> covey.peer.v1.Digest
+	2,  // 6: covey.peer.v1.Push.records:type_name -> covey.peer.v1.SignedRecord
+	7,  // 7: covey.peer.v1.Push.revocations:type_name -> covey.peer.v1.SignedRevocation
+	2,  // 8: covey.peer.v1.GossipReply.records:type_name -> covey.peer.v1.SignedRecord
+	7,  // 9: covey.peer.v1.GossipReply.revocations:type_name -> covey.peer.v1.SignedRevocation
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -952,7 +1308,7 @@ func file_wire_proto_init() {
 	if File_wire_proto != nil {
 		return
 	}
-	file_wire_proto_msgTypes[8].OneofWrappers = []any{
+	file_wire_proto_msgTypes[13].OneofWrappers = []any{
 		(*Gossip_Push)(nil),
 		(*Gossip_Summary)(nil),
 		(*Gossip_Digest)(nil),
@@ -963,7 +1319,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
