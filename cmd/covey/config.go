@@ -30,8 +30,7 @@ type agentConfig struct {
 	listen     string
 	join       []string
 	clusterKey string // a file, or ""
-	// memberRecord and revoked are files, or "".
-	memberRecord, revoked string
+	membership
 	coding     coding
 	api        string // a path
 	http       string // "" when off
@@ -47,6 +46,10 @@ type agentConfig struct {
 	logLevel   slog.Level
 	logFormat  string
 }
+
+// membership is what makes an agent a member, beside the key, and others not:
+// files, or "".
+type membership struct{ memberRecord, revoked string }
 
 // standalone agents have nothing that makes them members.
 func (c *agentConfig) standalone() bool { return c.clusterKey == "" && c.memberRecord == "" }
@@ -78,15 +81,14 @@ func (a *app) loadConfig(cmd *cobra.Command) (*agentConfig, error) {
 // parseSettings checks the settings one by one and then against each other.
 func parseSettings(l layer, getenv func(string) string) (*agentConfig, error) {
 	c := &agentConfig{
-		clusterKey:   l.one("cluster-key", ""),
-		memberRecord: l.one("member-record", ""),
-		revoked:      l.one("revoked", ""),
-		dataPlane:    l.one("data-plane", "tls"),
-		dataListen:   l.one("data-listen", ""),
-		zone:         l.one("zone", ""),
-		rack:         l.one("rack", ""),
-		host:         l.one("host", ""),
-		join:         l["join"].words,
+		clusterKey: l.one("cluster-key", ""),
+		membership: membership{l.one("member-record", ""), l.one("revoked", "")},
+		dataPlane:  l.one("data-plane", "tls"),
+		dataListen: l.one("data-listen", ""),
+		zone:       l.one("zone", ""),
+		rack:       l.one("rack", ""),
+		host:       l.one("host", ""),
+		join:       l["join"].words,
 	}
 	for _, parse := range []func(layer, func(string) string) error{
 		c.parsePaths, c.parseCache, c.coding.parse, c.keeping.parse, c.parseMounts, c.parseAddresses, c.parseDataPlane,

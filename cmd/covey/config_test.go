@@ -135,7 +135,7 @@ func TestConfigPrecedence(t *testing.T) {
 	want := func(dir, port, host string) agentConfig {
 		return agentConfig{
 			state: dir, cache: []cacheDir{{dir, 1 << 30}}, listen: "127.0.0.1:" + port, join: []string{host + ":1"},
-			clusterKey: dir, revoked: dir, api: dir, http: "127.0.0.1:" + port, mounts: []mountSpec{{source: "s3:/" + dir + "?a=b", dir: dir}},
+			clusterKey: dir, membership: membership{revoked: dir}, api: dir, http: "127.0.0.1:" + port, mounts: []mountSpec{{source: "s3:/" + dir + "?a=b", dir: dir}},
 			dataPlane: "plain", dataListen: "127.0.0.1:" + port, zone: host, rack: host, host: host,
 		}
 	}
