@@ -3,6 +3,7 @@ package ahead
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,9 +51,13 @@ type group struct {
 	covered bool // the ranks of all jobs are known
 	taken   bool // this node has taken its share of what was wanted by then
 	wants   map[uint64]*want
-	staged  int64
-	booked  int64 // of flights that may end up staged
-	reads   reads
+	// elsewhere are blocks of this node's share that it does not keep after all:
+	// another node has them, because a reader there came first, or others took the
+	// room. Their readers bring them.
+	elsewhere map[uint64]bool
+	staged    int64
+	booked    int64 // of flights that may end up staged
+	reads     reads
 }
 
 // settled says whether this node may take its share; g.mu is held.
@@ -86,7 +91,7 @@ func (g *group) newWant(j *Job, file, block int, hash uint64, u unit, size int64
 
 // assign says whose share a want is; g.mu is held.
 func (g *group) assign(w *want, u unit) {
-	own := g.taken && g.place.mine(u)
+	own := g.taken && g.place.mine(u) && !g.elsewhere[w.hash]
 	w.mine = own && g.place.keeps(u)
 	w.after = time.Time{}
 	if !own {
@@ -129,6 +134,7 @@ func (g *group) settle(now time.Time) {
 func (g *group) replace(p *placement) {
 	g.place = p
 	g.spare.Store(p.spare)
+	clear(g.elsewhere)
 	for _, w := range g.wants {
 		if w.state != waiting {
 			continue
@@ -158,7 +164,7 @@ func (g *group) next(j *Job, now time.Time, staging int64) *want {
 		for q.Len() > 0 && len(later) < maxPassed {
 			w := (*q)[0]
 			q.remove(w)
-			if now.Before(w.after) || w.beyond() || !w.mine && g.spare.Load() < w.size && g.staged+g.booked+w.size > staging {
+			if now.Before(w.after) || w.beyond() || !w.mine && !g.copies(w.size) && g.staged+g.booked+w.size > staging {
 				later = append(later, w)
 				continue
 			}
@@ -174,6 +180,9 @@ func (g *group) next(j *Job, now time.Time, staging int64) *want {
 	}
 	return nil
 }
+
+// copies says whether the store may take a copy of so many bytes; g.mu is held.
+func (g *group) copies(size int64) bool { return g.spare.Load() >= size && g.passed() }
 
 // beyond says that a want is not to be fetched yet.
 func (w *want) beyond() bool {
@@ -222,6 +231,9 @@ func (g *group) landed(w *want, h blockstore.Handle, from fetch.Source, kept boo
 		return
 	}
 	w.state = ready
+	if w.mine && !kept && len(g.elsewhere) < maxElsewhere {
+		g.elsewhere[w.hash] = true
+	}
 	w.job.fetched[from] += w.size
 	g.reader.metrics.fetched(from, w.size)
 	switch {
@@ -253,7 +265,11 @@ func (g *group) failed(w *want, err error, now time.Time) {
 	w.job.await(w)
 }
 
-// Staged returns a block that is in memory only.
+// maxElsewhere bounds what is remembered of blocks that others have: 4 TiB of
+// 4 MiB blocks in some 50 MB. What is forgotten is asked for again.
+const maxElsewhere = 1 << 20
+
+// stagedBlock returns a block that is in memory only, nil when it is not.
 func (g *group) stagedBlock(hash uint64) blockstore.Handle {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -269,23 +285,38 @@ func (g *group) stagedBlock(hash uint64) blockstore.Handle {
 }
 
 // keep says whether the store should have a block.
-func (g *group) keep(l *covey.Locator) bool {
+func (g *group) keep(l *covey.Locator, from fetch.Source) bool {
 	g.mu.Lock()
-	p, on := g.place, g.following() && g.settled(time.Now())
+	p, on, passed := g.place, g.following() && g.settled(time.Now()), g.passed()
 	g.mu.Unlock()
 	if !on {
 		return true
 	}
-	u := unitOf(&l.Object, l.Index, g.whole)
-	if p.mine(u) {
-		return p.keeps(u)
-	}
 	size := diskUse(l.Range().Len)
-	if g.spare.Add(-size) < 0 {
-		g.spare.Add(size)
+	if from != fetch.Origin {
+		// Before an epoch is over nobody knows how much room copies may take.
+		return passed && g.spare.Add(-size) >= 0
+	}
+	// Whoever reads a block keeps it, as a rule its owner: where a reader was there
+	// first the owner leaves it there. Of what does not fit altogether all nodes
+	// keep about the same part, for their capacities say how much each one owns;
+	// once that part has been read, what room there is takes anything.
+	u := unitOf(&l.Object, l.Index, g.whole)
+	if !passed && !p.keeps(u) {
 		return false
 	}
+	if !p.mine(u) {
+		g.spare.Add(-size)
+	}
 	return true
+}
+
+// passed says whether some job has been through a whole epoch; g.mu is held.
+func (g *group) passed() bool {
+	return slices.ContainsFunc(g.jobs, func(j *Job) bool {
+		epoch := j.order.at(0).PerRank()
+		return len(j.ranks) > 0 && epoch > 0 && !slices.ContainsFunc(j.ranks, func(r *rank) bool { return r.at() < epoch })
+	})
 }
 
 // following says whether a plan of this node's is in force; g.mu is held.

@@ -244,7 +244,7 @@ func (g *group) scanShare(ctx context.Context, j *Job, latency time.Duration, mo
 			g.blocks(s, func(file, block int, hash uint64, u unit, size int64) {
 				w := g.wants[hash]
 				switch {
-				case w == nil && p.mine(u) && p.keeps(u):
+				case w == nil && p.mine(u) && p.keeps(u) && !g.elsewhere[hash]:
 					g.newWant(j, file, block, hash, u, size, from+uint64(i))
 				case w != nil && w.mine:
 					w.hasten(j, from+uint64(i))

@@ -84,7 +84,7 @@ func (r *Reader) group(d Data, bytes int64) *group {
 	if g := (*r.byDigest.Load())[d.Digest()]; g != nil {
 		return g
 	}
-	g := &group{reader: r, data: d, bytes: bytes, whole: d.Whole(), began: time.Now(), wants: map[uint64]*want{}}
+	g := &group{reader: r, data: d, bytes: bytes, whole: d.Whole(), began: time.Now(), wants: map[uint64]*want{}, elsewhere: map[uint64]bool{}}
 	g.place = newPlacement(r.opts.Self, []Node{{ID: r.opts.Self, Capacity: 1}})
 	g.place.measure(d, r.opts.Room(d))
 	g.spare.Store(g.place.spare)
@@ -105,14 +105,15 @@ func (r *Reader) join(g *group, j *Job) {
 	if !g.following() {
 		g.began = time.Now()
 	}
-	g.covered, g.taken = j.alone(), g.taken || j.alone()
+	g.covered, g.taken = j.listed(), g.taken || j.listed()
 	g.jobs = append(g.jobs, j)
 	g.mu.Unlock()
 	r.byDigest.Store(&groups)
 }
 
-// alone says that the job is known to have no ranks elsewhere.
-func (j *Job) alone() bool { return int(j.order.World()) <= len(j.ranks) }
+// listed says that nobody else knows the job's order, so that this node shares the
+// manifest with nobody.
+func (j *Job) listed() bool { return j.order.World() == 0 }
 
 // Remove ends a job. A manifest without jobs is forgotten.
 func (r *Reader) Remove(j *Job) {
@@ -399,9 +400,9 @@ func (r *Reader) Staged(l covey.Locator) blockstore.Handle {
 }
 
 // Keep says whether the store should have a block.
-func (r *Reader) Keep(l covey.Locator, _ fetch.Source) bool {
+func (r *Reader) Keep(l covey.Locator, from fetch.Source) bool {
 	if g := r.find(&l.Object); g != nil {
-		return g.keep(&l)
+		return g.keep(&l, from)
 	}
 	return true
 }
