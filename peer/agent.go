@@ -328,7 +328,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	services, serving := errgroup.WithContext(serving)
 	for name, run := range map[string]func(context.Context) error{
 		"network": a.network.Run, "directory": a.directory.Run, "providers": a.providers.Run,
-		"fetch": a.fetcher.Run, "ahead": a.ahead.Run, "doors": a.serveDoors,
+		"fetch": a.fetcher.Run, "ahead": a.ahead.Run, "plans": a.tellPlans, "doors": a.serveDoors,
 		"mend": a.mend, "scrub": a.scrub,
 	} {
 		services.Go(func() error {

@@ -45,6 +45,8 @@ const (
 type planTable struct {
 	dir  string // of cursor files; made with the first plan
 	temp bool   // dir is nobody's else and goes with the table
+	// fresh has a value when there is a plan to tell of.
+	fresh chan struct{}
 
 	// mu is a leaf lock over the fields below.
 	//
@@ -57,7 +59,7 @@ type planTable struct {
 }
 
 func newPlanTable(stateDir string) *planTable {
-	t := &planTable{byID: map[string]*heldPlan{}}
+	t := &planTable{byID: map[string]*heldPlan{}, fresh: make(chan struct{}, 1)}
 	if stateDir != "" {
 		t.dir = filepath.Join(stateDir, "plans")
 		removeCursors(t.dir)
@@ -263,9 +265,13 @@ func (a *Agent) resolvePlan(ctx context.Context, p *heldPlan, ds *dataset.Datase
 	}
 	j := a.ahead.Add(ahead.JobOptions{ID: p.id, Data: l, Bytes: l.Bytes(), Order: p.order, Ranks: p.ranks})
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.layout, p.reading, p.state = l, j, planActive
 	p.manifest = ahead.Manifest{} // the layout has it all
+	p.mu.Unlock()
+	select {
+	case a.plans.fresh <- struct{}{}:
+	default:
+	}
 	return nil
 }
 

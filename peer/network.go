@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/covey-cache/covey"
+	"github.com/covey-cache/covey/peer/internal/board"
 	"github.com/covey-cache/covey/peer/internal/member"
 	"github.com/covey-cache/covey/peer/internal/wire"
 )
@@ -55,6 +56,7 @@ type Network struct {
 	table   *member.Table
 	metrics *networkMetrics
 	server  atomic.Pointer[Server]
+	board   board.Board
 	plain   *plainPlane // nil: blocks travel inside TLS only
 	pushes  *semaphore.Weighted
 	// serving bounds the requests under way, for each protocol.
@@ -165,7 +167,7 @@ func (n *Network) hostAddrs() []ma.Multiaddr {
 func (n *Network) register() {
 	n.host.Network().Notify(&network.NotifyBundle{ConnectedF: n.connected, DisconnectedF: n.disconnected})
 	n.host.SetStreamHandler(joinProtocol, n.serveJoin)
-	answers := map[protocol.ID]answerer{membersProtocol: n.serveMembers, wantProtocol: n.serveDirectory}
+	answers := map[protocol.ID]answerer{membersProtocol: n.serveMembers, wantProtocol: n.serveDirectory, plansProtocol: n.servePlans}
 	for _, proto := range n.opts.exchanges {
 		answers[proto] = n.serveBlock
 	}
