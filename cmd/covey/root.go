@@ -78,6 +78,7 @@ func (a *app) commands() []*cobra.Command {
 		a.clusterCommand(),
 		a.testnetCommand(),
 		a.doctorCommand(),
+		a.benchCommand(),
 		a.versionCommand(),
 		a.completionCommand(),
 	}
