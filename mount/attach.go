@@ -32,9 +32,8 @@ const (
 	stackDepth = 2
 )
 
-// attach mounts the tree: directly where that is allowed, by fusermount3
-// otherwise.
-func attach(t *tree, dir string, opts Options, log *slog.Logger) (*fuse.Server, error) {
+// mountOptions are what go-fuse is told of a mount.
+func mountOptions(opts Options, log *slog.Logger) fuse.MountOptions {
 	o := fuse.MountOptions{
 		AllowOther:    opts.AllowOther,
 		MaxBackground: background,
@@ -53,35 +52,49 @@ func attach(t *tree, dir string, opts Options, log *slog.Logger) (*fuse.Server, 
 		Logger:                   slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		PanicHandler:             panicked(log),
 	}
-	var flags uintptr = unix.MS_NOSUID | unix.MS_NODEV
-	if opts.Write == nil {
-		flags |= unix.MS_RDONLY
-		o.Options = append(o.Options, "ro")
-	} else {
+	if opts.Write != nil {
 		// An open that cuts an object is one request, which says so.
 		o.ExtraCapabilities = fuse.CAP_ATOMIC_O_TRUNC
 	}
+	return o
+}
+
+// attach mounts the tree: directly where that is allowed, by fusermount3
+// otherwise. device is a descriptor of the mount when there is a holder to keep it
+// for.
+func attach(t *tree, dir string, opts Options, log *slog.Logger) (s *fuse.Server, device *os.File, err error) {
+	o := mountOptions(opts, log)
+	var flags uintptr = unix.MS_NOSUID | unix.MS_NODEV
+	if opts.Write == nil {
+		flags |= unix.MS_RDONLY
+	}
 	if os.Geteuid() == 0 {
-		direct := o
-		direct.DirectMountStrict = true
-		direct.DirectMountFlags = flags
-		direct.Options = []string{"default_permissions"}
-		s, err := fuse.NewServer(t, dir, &direct)
+		if opts.Keeper != nil {
+			s, device, err = mountKept(t, dir, o, flags)
+		} else {
+			direct := o
+			direct.DirectMountStrict = true
+			direct.DirectMountFlags = flags
+			s, err = fuse.NewServer(t, dir, &direct)
+		}
 		if err == nil || !errors.Is(err, unix.EPERM) {
-			return s, err
+			return s, device, err
 		}
 		if _, lookErr := fusermount(); lookErr != nil {
-			return nil, fmt.Errorf("%w: it needs CAP_SYS_ADMIN (in a container: --cap-add SYS_ADMIN --device /dev/fuse) or fusermount3", err)
+			return nil, nil, fmt.Errorf("%w: it needs CAP_SYS_ADMIN (in a container: --cap-add SYS_ADMIN --device /dev/fuse) or fusermount3", err)
 		}
 	}
 	o.Options = append(o.Options, "nosuid", "nodev")
-	s, err := fuse.NewServer(t, dir, &o)
+	if opts.Write == nil {
+		o.Options = append(o.Options, "ro")
+	}
+	s, err = fuse.NewServer(t, dir, &o)
 	if err != nil {
 		// fusermount3 writes its reason to standard error, and go-fuse ends its
 		// errors with a line break.
-		return nil, fmt.Errorf("%s; fusermount3 has said why", strings.TrimSpace(err.Error()))
+		return nil, nil, fmt.Errorf("%s; fusermount3 has said why", strings.TrimSpace(err.Error()))
 	}
-	return s, nil
+	return s, nil, nil
 }
 
 // widenReadahead raises the kernel's readahead of the mount, which cannot be

@@ -53,6 +53,8 @@ type registrar struct {
 	open  func(fd int32) (int32, unix.Errno)
 	close func(id int32) unix.Errno
 
+	ledger *ledger
+
 	// why is nil while passthrough works on this mount.
 	why atomic.Pointer[string]
 
@@ -106,6 +108,7 @@ func (r *registrar) register(f *os.File, size int64) *backing {
 	id, errno := r.open(int32(fd))
 	switch errno {
 	case 0:
+		r.ledger.backed(id)
 		return &backing{id: id, file: f, size: size}
 	case unix.ELOOP, unix.EOPNOTSUPP:
 		r.refuse(st.Dev, fmt.Sprintf("the cache's file system cannot be passed through (%v)", errno))
@@ -161,6 +164,7 @@ func (r *registrar) refuse(dev uint64, why string) {
 // drop unregisters the backing and closes its file.
 func (r *registrar) drop(b *backing) {
 	r.close(b.id)
+	r.ledger.unbacked(b.id)
 	b.file.Close()
 }
 

@@ -266,7 +266,7 @@ func (t *tree) settle(ctx context.Context, d *draft) error {
 		}
 		return fmt.Errorf("upload %s: %w", path, err)
 	}
-	d.staged.set(func(i *Staged) { i.State = StagedWriting })
+	d.staged.set(func(i *Staged) { i.State, i.Uploaded = StagedWriting, true })
 	t.admitDraft(ctx, path, e, d.file)
 	return nil
 }
@@ -344,6 +344,7 @@ func (t *nodes) settle(ids []uint64, size, mtime int64) {
 	for _, id := range ids {
 		if n := t.byID.get(id); n != nil {
 			n.size, n.mtime = size, mtime
+			t.ledger.size(id, size, mtime)
 		}
 	}
 }
@@ -373,4 +374,39 @@ func (t *nodes) setModes(umask *uint32, writes bool) {
 		t.modes = modes{file: 0o666 &^ mask, dir: 0o777 &^ mask}
 		t.root.mode = t.modes.dir
 	}
+}
+
+// resumeDraft gives a handle its draft again, which the first of its handles makes.
+func (t *tree) resumeDraft(h *handle, o imageOpen) error {
+	w := t.writes
+	if w == nil {
+		return errStagedGone
+	}
+	w.mu.Lock()
+	d := w.byVersion[h.node.version]
+	w.mu.Unlock()
+	if d == nil {
+		sf, err := w.Staging.reclaim(strings.TrimPrefix(h.node.version, draftPrefix))
+		if err != nil {
+			return err
+		}
+		i := sf.get()
+		d = &draft{
+			version: h.node.version, staged: sf, file: sf.file, uploading: make(chan struct{}, 1),
+			path: i.Path, mode: fs.FileMode(i.Mode), excl: i.Exclusive && !i.Uploaded, began: time.Now(), removed: i.Removed,
+		}
+		if o.passed {
+			d.backing = &backing{id: o.backing}
+		}
+		w.mu.Lock()
+		w.byVersion[d.version] = d
+		if w.byPath[d.path] == nil && !d.removed {
+			w.byPath[d.path] = d
+		}
+		w.mu.Unlock()
+	}
+	w.entered(h.node)
+	w.acquire(d.version, h.writes)
+	h.draft, h.backing = d, d.backing
+	return nil
 }

@@ -129,5 +129,7 @@ func (t *tree) discard(path string) {
 	w.mu.Unlock()
 	if idle {
 		t.give(d)
+		return
 	}
+	d.staged.set(func(i *Staged) { i.Removed = true })
 }

@@ -44,6 +44,10 @@ func helper(what string, args []string) error {
 		return helperBecomeUser(args[0])
 	case "user":
 		return helperUser(args[0])
+	case "serveHeld":
+		return helperServeHeld(args[0], args[1], args[2])
+	case "writeInSteps":
+		return helperWriteInSteps(args[0])
 	case "hold":
 		return helperHold(args[0])
 	case "cat":

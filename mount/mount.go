@@ -8,6 +8,7 @@ package mount
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -96,7 +97,12 @@ type Options struct {
 	Umask *uint32
 	// Write makes the mount one that may write; nil, one that only reads.
 	Write *WriteOptions
-	Log   *slog.Logger
+	// Keeper has a holder process keep the mount, so that the next process can
+	// resume it when this one is killed; nil, or a user other than root, does
+	// without. Extra is given along to whoever resumes.
+	Keeper *Keeper
+	Extra  json.RawMessage
+	Log    *slog.Logger
 	// Metrics are shared by all mounts of an agent; nil counts nowhere.
 	Metrics *Metrics
 }
@@ -159,7 +165,8 @@ type Mount struct {
 	log    *slog.Logger
 	tree   *tree
 	server *fuse.Server
-	number uint32 // minor device number, which names the FUSE connection
+	keeper *Keeper // nil: no holder has it
+	number uint32  // minor device number, which names the FUSE connection
 	cancel context.CancelFunc
 
 	ready     chan struct{}
@@ -197,19 +204,38 @@ func New(names Names, blocks Blocks, dir string, opts Options) (*Mount, error) {
 	}
 	t, cancel := newTree(names, blocks, opts, log)
 	t.mountedAt = abs
-	server, err := attach(t, abs, opts, log)
+	if opts.Keeper != nil && os.Geteuid() == 0 {
+		// Before the kernel hears of anything.
+		if err := t.remember(); err != nil {
+			log.Warn("the mount will end with this process", "dir", abs, "error", err)
+			opts.Keeper = nil
+		}
+	}
+	server, device, err := attach(t, abs, opts, log)
 	if err != nil {
 		cancel()
+		t.ledger.close()
 		return nil, fmt.Errorf("mount %s on %s: %w", names.Name(), dir, err)
 	}
-	m := &Mount{
-		dir: abs, names: names, log: log, tree: t, server: server, cancel: cancel,
-		ready: make(chan struct{}), served: make(chan struct{}),
-	}
-	if info, ok := mountOn(abs); ok {
-		m.number = info.minor
+	m := newMount(abs, names, log, t, server, cancel)
+	if device != nil {
+		if err := m.keep(device, opts); err != nil {
+			log.Warn("the mount will end with this process", "dir", abs, "error", err)
+		}
+		device.Close()
 	}
 	return m, nil
+}
+
+func newMount(dir string, names Names, log *slog.Logger, t *tree, server *fuse.Server, cancel context.CancelFunc) *Mount {
+	m := &Mount{
+		dir: dir, names: names, log: log, tree: t, server: server, cancel: cancel,
+		ready: make(chan struct{}), served: make(chan struct{}),
+	}
+	if info, ok := mountOn(dir); ok {
+		m.number = info.minor
+	}
+	return m
 }
 
 func newTree(names Names, blocks Blocks, opts Options, log *slog.Logger) (*tree, context.CancelFunc) {

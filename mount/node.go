@@ -90,6 +90,7 @@ type nodes struct {
 	byName nodeSet
 	root   *node
 	modes  modes
+	ledger *ledger
 }
 
 // modes are the permissions of what its origin has none for.
@@ -130,6 +131,7 @@ func (t *nodes) enter(dir *node, e dataset.Entry, attr *fuse.Attr) *node {
 		n.mtime = 0
 	}
 	n.lookups++
+	t.ledger.lookup(n.id, 1)
 	n.attr(attr)
 	return n
 }
@@ -149,6 +151,7 @@ func (t *nodes) add(dir *node, ino uint64, e dataset.Entry) *node {
 	n.name, n.version = both[:len(e.Name)], both[len(e.Name):]
 	t.byName.add(n)
 	t.byID.put(n)
+	t.ledger.node(n)
 	return n
 }
 
@@ -160,6 +163,7 @@ func (t *nodes) forget(id, lookups uint64) *node {
 	if n == nil || n == t.root {
 		return nil
 	}
+	t.ledger.forget(id, lookups)
 	if n.lookups > lookups {
 		n.lookups -= lookups
 		return nil

@@ -52,6 +52,7 @@ func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 		h.streams = h.inode.sharedStreams()
 	}
 	out.Fh = t.handles.add(h)
+	t.ledger.open(out.Fh, h)
 	if h.backing != nil {
 		if local {
 			t.blocks.CountLocal(h.object.Size)
@@ -169,6 +170,7 @@ func (t *tree) followerOf(dir *node) *follower {
 func (t *tree) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if h, ok := t.handles.take(in.Fh); ok {
 		t.release(h)
+		t.ledger.release(in.Fh)
 	}
 }
 

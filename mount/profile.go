@@ -109,6 +109,7 @@ func (t *tree) zeroOpen(ctx context.Context) bool {
 // beSmall settles the profile.
 func (t *tree) beSmall(small bool) {
 	if small {
+		t.ledger.small()
 		t.passthrough.disable("profile small: the kernel opens files by itself")
 	}
 	t.profile.decide(small)

@@ -42,7 +42,7 @@ func (t *tree) serve(cancel <-chan struct{}, in *fuse.ReadIn, h *handle, buf []b
 	if len(buf) == 0 {
 		return fuse.ReadResultData(nil), fuse.OK
 	}
-	if h.backing != nil {
+	if h.backing != nil && h.backing.file != nil {
 		if n, err := h.backing.file.ReadAt(buf, off); n < len(buf) && !errors.Is(err, io.EOF) {
 			return nil, fuse.EIO
 		}

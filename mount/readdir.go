@@ -115,6 +115,7 @@ func (t *tree) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 		return fuse.Status(unix.ESTALE)
 	}
 	out.Fh = t.dirs.add(&dirHandle{node: n})
+	t.ledger.openDir(out.Fh, n.id)
 	if t.names.Options().Immutable && t.writes == nil && t.names.Settled(n.path()) {
 		// It will never be another, so the kernel may answer from its own copy. A
 		// listing that is not complete yet must not become one.
@@ -127,6 +128,7 @@ func (t *tree) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 func (t *tree) ReleaseDir(in *fuse.ReleaseIn) {
 	if d, ok := t.dirs.take(in.Fh); ok {
 		d.close()
+		t.ledger.releaseDir(in.Fh)
 	}
 }
 

@@ -71,6 +71,7 @@ func (m *Mount) serve() {
 		m.cancel()
 		beside.Wait()
 		m.tree.shut()
+		m.unkeep()
 		close(m.served)
 	})
 }

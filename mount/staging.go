@@ -55,6 +55,10 @@ type Staged struct {
 	// Exclusive says that the file was made with O_EXCL: its upload must not
 	// replace anything.
 	Exclusive bool `json:"exclusive,omitempty"`
+	// Uploaded says that an upload succeeded, of what was written by then.
+	Uploaded bool `json:"uploaded,omitempty"`
+	// Removed says that its name is gone, and that only open handles keep it.
+	Removed bool `json:"removed,omitempty"`
 }
 
 // errStagingFull says that too much waits for its upload.
@@ -264,7 +268,9 @@ func (s *Staging) List() []Staged {
 	s.mu.Lock()
 	list := make([]Staged, 0, len(s.items))
 	for _, f := range s.items {
-		list = append(list, f.info)
+		if !f.info.Removed {
+			list = append(list, f.info)
+		}
 	}
 	s.mu.Unlock()
 	for i := range list {
@@ -293,6 +299,41 @@ func (s *Staging) left(id string) (*stagedFile, error) {
 	case busy:
 		return nil, fmt.Errorf("staged file %s: %w", id, ErrStagedBusy)
 	}
+	return f, nil
+}
+
+// DropRemoved drops files that were removed under an agent before and that no
+// handle keeps any more. It is for the time after mounts were resumed.
+func (s *Staging) DropRemoved() {
+	s.mu.Lock()
+	var gone []*stagedFile
+	for _, f := range s.items {
+		if f.info.Removed && f.file == nil {
+			gone = append(gone, f)
+		}
+	}
+	s.mu.Unlock()
+	for _, f := range gone {
+		f.remove()
+	}
+}
+
+var errStagedGone = errors.New("its staged file is gone")
+
+// reclaim takes a file back that the agent before had in hand.
+func (s *Staging) reclaim(id string) (*stagedFile, error) {
+	f, err := s.left(id)
+	if err != nil {
+		return nil, err
+	}
+	data, err := os.OpenFile(s.dataPath(id), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	f.file = data
+	s.mu.Unlock()
+	f.set(func(i *Staged) { i.State, i.Error = StagedWriting, "" })
 	return f, nil
 }
 

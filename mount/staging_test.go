@@ -53,9 +53,12 @@ func TestFailedUpload(t *testing.T) { // fault 18, 26
 		if _, err := os.Lstat(w.path("f")); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("the name of what was not uploaded: %v", err)
 		}
-		err = w.staging.Retry(left.ID, func(i Staged, f *os.File) error {
-			_, err := w.ds.Upload(t.Context(), i.Path, f, i.Size, origin.UploadOptions{})
-			return err
+		waitFor(t, func() bool {
+			err = w.staging.Retry(left.ID, func(i Staged, f *os.File) error {
+				_, err := w.ds.Upload(t.Context(), i.Path, f, i.Size, origin.UploadOptions{})
+				return err
+			})
+			return !errors.Is(err, ErrStagedBusy) // its last handle may still be on its way out
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -117,7 +120,12 @@ func TestStagingSurvives(t *testing.T) {
 // TestStagingFull refuses new files and, where the daemon writes, new bytes.
 func TestStagingFull(t *testing.T) {
 	w := startWritable(t, t.TempDir(), origin.Options{}, true)
-	w.staging.limit = 1 << 20
+	limit := func(n int64) {
+		w.staging.mu.Lock()
+		defer w.staging.mu.Unlock()
+		w.staging.limit, w.staging.counted = n, time.Time{}
+	}
+	limit(1 << 20)
 	f, err := os.Create(w.path("f"))
 	if err != nil {
 		t.Fatal(err)
@@ -131,9 +139,7 @@ func TestStagingFull(t *testing.T) {
 	if !isErrno(err, unix.ENOSPC) || n < 3 {
 		t.Fatalf("write %d: %v, want ENOSPC", n, err)
 	}
-	w.staging.mu.Lock()
-	w.staging.limit, w.staging.counted = 1, time.Time{}
-	w.staging.mu.Unlock()
+	limit(1)
 	if _, err := os.Create(w.path("g")); !isErrno(err, unix.ENOSPC) {
 		t.Errorf("create: %v, want ENOSPC", err)
 	}

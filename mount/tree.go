@@ -44,6 +44,8 @@ type tree struct {
 	mountedAt string   // the resolved directory
 	notify    notifier // the kernel's door for what it must forget
 
+	ledger *ledger // nil without a holder
+
 	nodes       *nodes
 	profile     profile
 	passthrough registrar
@@ -214,6 +216,7 @@ func (t *tree) shut() {
 	for _, e := range t.passthrough.parked() {
 		e.in.evict(&t.passthrough, e.b)
 	}
+	t.ledger.close()
 }
 
 // ages returns how long the kernel may believe that a name exists, and that one

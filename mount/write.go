@@ -155,6 +155,7 @@ func (t *tree) openDraft(version string, n *node, flags, tid uint32, out *fuse.O
 		}
 	}
 	out.Fh = t.handles.add(h)
+	t.ledger.open(out.Fh, h)
 	if d.backing != nil {
 		t.countPassthrough()
 		out.BackingID = d.backing.id
