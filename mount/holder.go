@@ -80,7 +80,7 @@ func RunHolder(ctx context.Context, socket string, grace time.Duration, log *slo
 	defer h.letGo("the holder ends")
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { l.Close() })()
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
 	h.idle = time.AfterFunc(holderIdle, func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
@@ -99,14 +99,14 @@ func RunHolder(ctx context.Context, socket string, grace time.Duration, log *slo
 			return fmt.Errorf("hold mounts at %s: %w", socket, err)
 		}
 		if !h.admit(c) {
-			c.Close()
+			_ = c.Close()
 			continue
 		}
 		conns.Go(func() {
-			stop := context.AfterFunc(ctx, func() { c.Close() })
+			stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 			defer stop()
 			h.serve(c)
-			c.Close()
+			_ = c.Close()
 			if !h.left() {
 				cancel() // an agent that left in order needs no holder
 			}

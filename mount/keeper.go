@@ -91,7 +91,7 @@ func (k *Keeper) connect(ctx context.Context) ([]*Kept, error) {
 	}
 	kept, err := hello(c)
 	if err != nil {
-		c.Close()
+		_ = c.Close()
 		return nil, err
 	}
 	k.conn = c
@@ -144,7 +144,7 @@ func (k *Keeper) ask(p *packet) error {
 		err = fmt.Errorf("the holder answered %q", answer.Op)
 	}
 	if err != nil {
-		k.conn.Close()
+		_ = k.conn.Close()
 		k.conn = nil
 		k.log.Error("the holder of mounts is lost; the mounts end with this agent", "error", err)
 	}
@@ -168,7 +168,7 @@ func (k *Keeper) Close() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.conn != nil {
-		k.conn.Close()
+		_ = k.conn.Close()
 		k.conn = nil
 	}
 }

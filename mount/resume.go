@@ -96,7 +96,7 @@ func resend(device *os.File) error {
 // initOf returns the kernel's first message as it came.
 func initOf(s *fuse.Server) []byte {
 	in := s.KernelSettings()
-	in.InHeader.Length = uint32(unsafe.Sizeof(*in))
+	in.Length = uint32(unsafe.Sizeof(*in))
 	return append([]byte(nil), unsafe.Slice((*byte)(unsafe.Pointer(in)), unsafe.Sizeof(*in))...)
 }
 
