@@ -151,6 +151,7 @@ func (s *memStore) fill(e *covey.Extent, slots ...int) {
 type memOrigin struct {
 	mu     sync.Mutex
 	reads  map[covey.Locator]int
+	bytes  int64
 	active int
 	peak   int
 	took   time.Duration
@@ -178,10 +179,14 @@ func (o *memOrigin) Open(ctx context.Context, obj covey.Object, r covey.Range) (
 	if o.open != nil {
 		return o.open(ctx, l)
 	}
-	if r != l.Range() {
+	within := r.Off - l.Range().Off
+	if r.Len <= 0 || within+r.Len > l.Range().Len {
 		return nil, fmt.Errorf("range %v: %w", r, covey.ErrInvalid)
 	}
-	return io.NopCloser(bytes.NewReader(content(l))), nil
+	o.mu.Lock()
+	o.bytes += r.Len
+	o.mu.Unlock()
+	return io.NopCloser(bytes.NewReader(content(l)[within : within+r.Len])), nil
 }
 
 func (o *memOrigin) count(l covey.Locator) int {

@@ -46,7 +46,8 @@ type Fetcher struct {
 	overrides chan struct{}
 	// full is the time, in nanoseconds since 1970, until which prefetch rests
 	// because the store had no room.
-	full atomic.Int64
+	full   atomic.Int64
+	ranges ranges
 	// advised holds an advice.
 	advised atomic.Value
 
@@ -73,6 +74,7 @@ func New(o Options) *Fetcher {
 		announced: announced{slots: newLRU[covey.ExtentID, covey.Bitmap](maxAnnounced)},
 		hedges:    newHedges(o.Scale),
 		overrides: make(chan struct{}, o.Overrides),
+		ranges:    newRanges(),
 		stop:      stop,
 	}
 	f.neighbours = newNeighbours(o.Topology)

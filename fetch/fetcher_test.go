@@ -469,6 +469,7 @@ func TestMetrics(t *testing.T) {
 		"covey_origin_overrides_total":              2,
 		"covey_fetch_prefetch_dropped_total":        0,
 		"covey_fetch_prefetch_forgone_total":        0,
+		"covey_fetch_ranged_reads_total":            0,
 		"covey_fetch_staging_bytes":                 0,
 		"covey_fetch_flights":                       0,
 		"covey_fetch_hedges_total":                  0,

@@ -93,6 +93,7 @@ func (f *Fetcher) admit(fl *flight, got found, data []byte) {
 	f.log.Debug("block not admitted", "block", fl.locator, "error", err)
 	if errors.Is(err, covey.ErrFull) {
 		f.full.Store(time.Now().Add(fullRest).UnixNano())
+		f.ranges.tight.Store(time.Now().Add(tightFor).UnixNano())
 	}
 	if got.grant != nil {
 		// The home has this peer for a holder since the report.

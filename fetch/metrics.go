@@ -34,6 +34,7 @@ type metrics struct {
 	prefetchEnded   atomic.Int64
 	prefetchDropped atomic.Int64
 	prefetchForgone atomic.Int64
+	ranged          atomic.Int64
 	seconds         [3]prometheus.Observer
 }
 
@@ -69,6 +70,10 @@ func newMetrics(f *Fetcher, reg prometheus.Registerer) *metrics {
 			Name: "covey_fetch_prefetch_dropped_total",
 			Help: "Blocks that were not prefetched because the queue or the store was full.",
 		}, load(&m.prefetchDropped)),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "covey_fetch_ranged_reads_total",
+			Help: "Exact ranges that were read from the origin because the store has no room for their blocks.",
+		}, load(&m.ranged)),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "covey_fetch_prefetch_forgone_total",
 			Help: "Queued blocks that were taken back because their reader went elsewhere.",

@@ -29,6 +29,10 @@ type Options struct {
 	// must not block.
 	OnCorrupt func(source string, l covey.Locator, from covey.PeerID)
 
+	// Crowded, if set, says that the store has no room but what it would take from
+	// other blocks. It is asked for each small random read.
+	Crowded func() bool
+
 	// Deadline bounds one fetch from its first caller on; 0 means 30 s, what a
 	// read through the mount waits before it is EIO.
 	Deadline time.Duration

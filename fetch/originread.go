@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"time"
 
@@ -115,23 +114,7 @@ func (s *search) readRange(x *reading) error {
 		return err
 	}
 	defer rc.Close()
-	n, err := io.ReadFull(&counted{Reader: rc, x: x, f: s.f, began: began}, s.buf.data)
-	switch {
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("%d of %d bytes: %w", n, len(s.buf.data), covey.ErrUnavailable)
-	case err != nil:
-		return err
-	}
-	// The reader may say only at its end that the object has changed.
-	var beyond [1]byte
-	switch _, err := io.ReadFull(rc, beyond[:]); {
-	case errors.Is(err, io.EOF):
-		return nil
-	case err != nil:
-		return err
-	default:
-		return fmt.Errorf("more than the %d bytes asked for: %w", n, covey.ErrCorrupt)
-	}
+	return readExactly(&counted{Reader: rc, x: x, f: s.f, began: began}, s.buf.data)
 }
 
 // reportLimit bounds the report to the home. A home that does not answer in it

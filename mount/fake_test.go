@@ -231,6 +231,7 @@ type fakeBlocks struct {
 	hang    chan struct{} // Get waits until it is closed
 	asked   []covey.Locator
 	forgone []covey.Locator
+	exact   int64 // bytes of exact ranges
 	fetched []covey.Locator
 
 	open  atomic.Int64 // handles that were not released
@@ -401,6 +402,19 @@ func (f *fakeBlocks) Prefetch(e *covey.Extent, slots covey.Bitmap) int {
 		f.asked = append(f.asked, e.Blocks[i])
 	}
 	return slots.Len()
+}
+
+// ReadRange reads exactly what is asked for when the cache admits nothing.
+func (f *fakeBlocks) ReadRange(_ context.Context, e *covey.Extent, slot int, off int64, p []byte) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := e.Blocks[slot]
+	if !f.full || f.present[l.Object.ID()][l.Index] {
+		return false, nil
+	}
+	f.exact += int64(len(p))
+	content(l.Key, l.Version, l.Range().Off+off, p)
+	return true, f.down
 }
 
 func (f *fakeBlocks) Forgo(e *covey.Extent, slots covey.Bitmap) int {

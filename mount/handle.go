@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -86,6 +87,13 @@ func (h *handle) claim(index int) (b *heldBlock, first bool) {
 		old.block.Release()
 	}
 	return b, true
+}
+
+// holds reports whether the handle has the block, or is getting it.
+func (h *handle) holds(index int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.ContainsFunc(h.held, func(b *heldBlock) bool { return b.index == index })
 }
 
 // settle ends the getting of a claimed block. One that could not be got is no

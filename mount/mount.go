@@ -30,6 +30,9 @@ import (
 // together satisfy it.
 type Blocks interface {
 	Get(ctx context.Context, e *covey.Extent, slot int) (blockstore.Handle, error)
+	// ReadRange fills p from the block without fetching all of it, where that is
+	// the better way; false says that Get is. See package fetch.
+	ReadRange(ctx context.Context, e *covey.Extent, slot int, off int64, p []byte) (done bool, err error)
 	Prefetch(e *covey.Extent, slots covey.Bitmap) int
 	// Forgo takes back what Prefetch was asked for and has not begun, and reports
 	// how many blocks that were.

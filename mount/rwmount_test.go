@@ -44,6 +44,9 @@ func (b *storeBlocks) Get(ctx context.Context, e *covey.Extent, slot int) (block
 	return b.store.Get(l)
 }
 
+func (b *storeBlocks) ReadRange(context.Context, *covey.Extent, int, int64, []byte) (bool, error) {
+	return false, nil
+}
 func (b *storeBlocks) Forgo(*covey.Extent, covey.Bitmap) int { return 0 }
 
 func (b *storeBlocks) Prefetch(*covey.Extent, covey.Bitmap) int { return 0 }

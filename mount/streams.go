@@ -64,6 +64,8 @@ type coming struct {
 	n      int
 	// Blocks [from, to) need not come any more.
 	from, to int
+	// random says that no stream expected the read.
+	random bool
 }
 
 func (w *coming) add(block int) bool {
@@ -225,6 +227,8 @@ func (s *streams) miss(off, end, blockSize int64, blocks int, w *coming) {
 		}
 	}
 	s.misses++
+	// The first read of a file is the begin of something, as a rule.
+	w.random = s.clock > 1
 	s.last[0], s.last[1] = s.last[1], off
 	w.from, w.to = oldest.unread()
 	last := int((end - 1) / blockSize)

@@ -1,10 +1,12 @@
 package mount
 
 import (
+	"bytes"
 	"os"
 	"testing"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"github.com/covey-cache/covey"
 )
@@ -97,5 +99,47 @@ func TestServedReadAllocatesNothing(t *testing.T) {
 	})
 	if allocs != 0 {
 		t.Errorf("a read of a held block makes %v allocations", allocs)
+	}
+}
+
+// TestRandomReadsOfWhatDoesNotFit reads a few bytes here and there: where the cache
+// has no room, no block is fetched for them, and where the reads turn out to be in
+// order, blocks are.
+func TestRandomReadsOfWhatDoesNotFit(t *testing.T) {
+	const blocks = 64
+	names := newFakeNames()
+	names.file("f", "v1", blocks*testBlock)
+	want := wanted("f", "v1", blocks*testBlock)
+	m := start(t, names, Options{CompleteAtOpen: -1})
+	m.blocks.admitNothing()
+	f, err := os.Open(m.path("f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil {
+		t.Fatal(err)
+	}
+	read := func(off int64) {
+		t.Helper()
+		p := make([]byte, 4096)
+		if _, err := f.ReadAt(p, off); err != nil || !bytes.Equal(p, want[off:off+4096]) {
+			t.Errorf("at %d: wrong bytes, or %v", off, err)
+		}
+	}
+	read(0) // the first read may be the begin of anything
+	fetched := len(m.blocks.fetched)
+	for i := range int64(40) {
+		read((i*i*37 + 11) % blocks * testBlock)
+	}
+	if n := len(m.blocks.fetched) - fetched; n != 0 || m.blocks.exact == 0 || m.blocks.exact > 40*4096 {
+		t.Errorf("%d blocks fetched and %d bytes read exactly for 40 random reads", n, m.blocks.exact)
+	}
+	exact := m.blocks.exact
+	for off := int64(20*testBlock + 4096); off < 24*testBlock; off += 4096 {
+		read(off)
+	}
+	if m.blocks.exact > exact+2*4096 || len(m.blocks.fetched) == fetched {
+		t.Errorf("%d bytes of a stream were read one by one", m.blocks.exact-exact)
 	}
 }

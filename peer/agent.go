@@ -283,6 +283,7 @@ func (a *Agent) open() (err error) {
 		Self: a.network.Self(), Store: a.store, Exchange: a.network, Topology: a.network, Origins: a.datasets, Directory: a.directory,
 		OnCorrupt: func(source string, _ covey.Locator, _ covey.PeerID) { a.corrupt.add(source) },
 		Strict:    a.opts.OriginStrict,
+		Crowded:   a.crowded,
 		Log:       a.log, Registry: a.registry,
 	})
 	a.ahead = ahead.New(ahead.Options{

@@ -31,6 +31,13 @@ func (b *agentBlocks) Get(ctx context.Context, e *covey.Extent, slot int) (block
 	return b.Fetcher.Get(ctx, e, slot)
 }
 
+// crowded reports whether less than a twentieth of the cache is free: about what
+// a policy that evicts keeps free on its own.
+func (a *Agent) crowded() bool {
+	u := a.store.Usage()
+	return u.Used >= u.Budget-u.Budget/20
+}
+
 // admittedAtMost is the largest object, in blocks, that OpenWhole waits for while
 // the store is admitting it: those that an open completes. Of a larger one the
 // next open finds the whole.
