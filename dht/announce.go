@@ -122,7 +122,7 @@ func (a *announcer) step(ctx context.Context, now time.Time) {
 	}
 	if now.Sub(a.lastRefresh) >= refreshEvery {
 		a.lastRefresh = now
-		a.push(ctx, r, func(covey.ExtentID, covey.PeerID) bool { return true })
+		a.push(ctx, r, a.d.own != nil, func(covey.ExtentID, covey.PeerID) bool { return true })
 	}
 	if now.Sub(a.lastSweep) >= sweepEvery {
 		a.lastSweep = now
@@ -137,7 +137,7 @@ func (a *announcer) pushChange(ctx context.Context, r *ring) {
 	a.told = r
 	var e covey.ExtentID
 	var before []covey.PeerID
-	a.push(ctx, r, func(x covey.ExtentID, h covey.PeerID) bool {
+	a.push(ctx, r, false, func(x covey.ExtentID, h covey.PeerID) bool {
 		if before == nil || x != e {
 			e, before = x, old.homes(x)
 		}
@@ -161,7 +161,7 @@ func (a *announcer) pushOwed(ctx context.Context, r *ring) {
 	if len(owed) == 0 {
 		return
 	}
-	a.push(ctx, r, func(_ covey.ExtentID, h covey.PeerID) bool {
+	a.push(ctx, r, false, func(_ covey.ExtentID, h covey.PeerID) bool {
 		_, ok := owed[h]
 		return ok
 	})
@@ -255,7 +255,7 @@ func (a *announcer) sendTo(ctx context.Context, home covey.PeerID, m map[covey.E
 		return true
 	}
 	for e, n := range m {
-		f.add(n.message(e), false)
+		f.add(e, haveMessage(n.message(e), false))
 		if f.size >= maxFrame-maxExtentHave && !flush() {
 			return
 		}

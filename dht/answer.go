@@ -49,7 +49,7 @@ func (t *table) answer(q question) verdict {
 		en = t.entry(sh, q.want.Extent, q.ring, at)
 	}
 	en.touched = at
-	en.expire(at, now)
+	t.expire(en, at, now)
 	a := answering{t: t, en: en, q: q, now: now, at: at}
 	a.takeReports()
 	a.c = t.candidates(en, q, at)
@@ -114,14 +114,17 @@ func (a *answering) slot(slot int) BlockPlan {
 func (a *answering) lead(slot int) BlockPlan {
 	if l := a.en.leaseOf(slot); l != nil {
 		reader := a.t.peers.at(l.peer)
-		if reader.id != a.q.asker && !reader.absent(a.q.ring) {
-			failed := contains(a.q.want.Failed, reader.id)
+		if reader.id != a.q.asker {
+			// That this home has backed off from the reader is one more doubt and no
+			// proof: on a busy node a stream stalls while the read goes on.
+			failed := contains(a.q.want.Failed, reader.id) || reader.absent(a.q.ring)
 			if failed {
 				a.doubt(reader.id)
 			}
 			if !failed || l.moving(a.now) {
 				return a.await(slot, l)
 			}
+			a.t.m.lost.WithLabelValues("failed").Inc()
 		}
 	}
 	if !a.q.grant {

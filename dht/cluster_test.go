@@ -32,6 +32,9 @@ type cluster struct {
 	// silent peers take calls and never answer: stopped, or behind a bad link.
 	silent map[covey.PeerID]bool
 	calls  int
+	bytes  int // of all requests and replies
+	// own has directories look into their own stores.
+	own bool
 }
 
 // node is one peer: a directory, what its store holds, and its member table.
@@ -76,7 +79,11 @@ func (c *cluster) start(id covey.PeerID, members ...covey.PeerID) *node {
 	}
 	n.setLive(members)
 	n.reg = prometheus.NewRegistry()
-	n.d = NewDirectory(DirectoryOptions{Members: n, Caller: n, Source: n.all, Registry: n.reg})
+	o := DirectoryOptions{Members: n, Caller: n, Source: n.all, Registry: n.reg}
+	if c.own {
+		o.Own = n.ownHave
+	}
+	n.d = NewDirectory(o)
 	n.up = true
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -162,6 +169,9 @@ func (n *node) Call(ctx context.Context, to covey.PeerID, request []byte) ([]byt
 		return nil, errLost
 	}
 	reply := d.Serve(context.WithoutCancel(ctx), n.id, request)
+	n.c.mu.Lock()
+	n.c.bytes += len(request) + len(reply)
+	n.c.mu.Unlock()
 	if lostBack {
 		<-ctx.Done()
 		return nil, errLost
@@ -257,6 +267,19 @@ func (n *node) all() iter.Seq[Have] {
 		haves = append(haves, h)
 	}
 	return slices.Values(haves)
+}
+
+// ownHave is the directory's Own.
+func (n *node) ownHave(e covey.ExtentID) (Have, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	m := n.store[e]
+	h := Have{Extent: e}
+	for _, slot := range slices.Sorted(maps.Keys(m)) {
+		h.Have = h.Have.With(slot)
+		h.Digests = append(h.Digests, m[slot])
+	}
+	return h, len(m) > 0
 }
 
 // testDigest returns a digest named by a short word.

@@ -100,6 +100,9 @@ type Directory struct {
 	ringMu sync.Mutex // serialises the making of rings
 	ring   atomic.Pointer[ring]
 
+	// haveSeq numbers the HAVE that this peer sends.
+	haveSeq atomic.Uint64
+
 	calls calls
 	holds holds
 	looks looks

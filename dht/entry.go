@@ -248,18 +248,21 @@ func (en *entry) doubt(p, reporter peerNum, slots covey.Bitmap, now stamp) bool 
 	return slots&^h.demoted != 0
 }
 
-// expire forgets leases and holders whose time is over.
-func (en *entry) expire(now stamp, clock time.Time) {
+// expire forgets leases and holders whose time is over, and returns how many
+// leases.
+func (en *entry) expire(now stamp, clock time.Time) (expired int) {
 	before := len(en.leases)
 	en.leases = slices.DeleteFunc(en.leases, func(l lease) bool { return !clock.Before(l.expires) })
 	if len(en.leases) != before {
 		en.wake()
+		expired = before - len(en.leases)
 	}
 	en.turns.expire(now)
 	en.crowds = slices.DeleteFunc(en.crowds, func(c *crowd) bool {
 		return now.since(c.touched) > crowdLife && en.leaseOf(int(c.slot)) == nil
 	})
 	en.holders = slices.DeleteFunc(en.holders, func(h holder) bool { return now.since(h.seen) > holdLife })
+	return expired
 }
 
 // idle reports that nothing is known that a refresh would not bring back.

@@ -9,20 +9,22 @@ import (
 )
 
 // The life of one block at its first home. PROTOCOL.md's lease section has the
-// same table; a change belongs in both, and TestLeaseTable walks it.
+// same table; a change belongs in both. The scripts lease, waiting and sharing walk
+// it.
 //
 //	state        event                                        next, and what is answered
 //	NONE         WANT                                         LEASED: GRANT{lease, ttl} to the asker
 //	NONE         WANT while the bucket is slowed down         NONE: THROTTLED{after}
 //	LEASED       WANT of another                              LEASED: FETCHING{parent}; four to a parent
 //	LEASED       WANT of another that names the reader as     LEASED: FETCHING{another parent}, or WAIT; the home
-//	             failed, the reader having been heard of late  pings the reader
+//	             failed, or a reader that this home cannot    pings the reader
+//	             reach, heard of within 2 s
 //	LEASED       the same, the reader not heard of for 2 s    LEASED by the asker: GRANT
 //	LEASED       WANT of the reader itself                    LEASED: GRANT with a new lease (it lost the first)
 //	LEASED       PROGRESS of the reader                       LEASED, renewed by ttl: unless it has had bytes and
 //	                                                          64 KiB took longer than 1 s, or none came within ttl
-//	LEASED       ttl without renewal, a failed ping, the      NONE: who waits is answered anew, so the next
-//	             reader no member any more                    waiter gets GRANT
+//	LEASED       ttl without renewal; a failed ping and       NONE: who waits is answered anew, so the next
+//	             nothing heard for 1 s                        waiter gets GRANT
 //	LEASED       FAIL{notfound, changed, io, denied}          NONE, likewise
 //	LEASED       FAIL{throttled}                              NONE, likewise, and the bucket is slowed down
 //	LEASED, NONE DONE{digest}, HAVE                           HELD: HELD{peers, digest} to all; the first digest
@@ -56,6 +58,13 @@ const (
 	// heard from it: four of its reports, of which three may be late on a busy
 	// node. A reader that is named as failed keeps its lease that long.
 	movingFor = 4 * ProgressEvery
+
+	// unheardFor is how long a reader that does not answer its home must have been
+	// silent besides, for its lease to end: two of its reports. A busy node answers
+	// late, or its stream stalls, while the read goes on; ending it costs a second
+	// read just when nobody has time for it, keeping it a second of a dead reader's
+	// block.
+	unheardFor = 2 * ProgressEvery
 
 	// waitAgain is when an asker that is told to wait and cannot be held asks
 	// again.
@@ -154,7 +163,7 @@ func (t *table) progress(from covey.PeerID, x Reading, r *ring) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	en := t.entry(sh, x.Extent, r, at)
-	en.expire(at, now)
+	t.expire(en, at, now)
 	l := en.leaseOf(x.Slot)
 	if l == nil {
 		if en.copies(x.Slot) > 0 {
@@ -170,29 +179,36 @@ func (t *table) progress(from covey.PeerID, x Reading, r *ring) {
 	}
 }
 
-// lost ends the leases of a peer that does not answer, and hands it out no more
-// for its blocks until it announces them again. It reports whether it had any.
-func (t *table) lost(peer covey.PeerID, e covey.ExtentID) bool {
+// lost ends the leases of a peer that does not answer and was not heard of for
+// unheardFor either, and hands it out no more for its blocks until it announces
+// them again. It returns how long its latest lease is safe yet.
+func (t *table) lost(peer covey.PeerID, e covey.ExtentID) (safe time.Duration) {
 	p, ok := t.peers.lookup(peer)
 	if !ok {
-		return false
+		return 0
 	}
-	at := t.stamp(time.Now())
+	now := time.Now()
 	sh := t.shard(e)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	en := sh.entries[e]
 	if en == nil {
-		return false
+		return 0
 	}
 	before := len(en.leases)
-	en.leases = slices.DeleteFunc(en.leases, func(l lease) bool { return l.peer == p })
-	h := en.holderOf(p)
-	if h != nil {
-		h.demoted, h.demotedAt = h.have, at
+	en.leases = slices.DeleteFunc(en.leases, func(l lease) bool {
+		left := unheardFor - now.Sub(l.heard)
+		if l.peer == p {
+			safe = max(safe, left)
+		}
+		return l.peer == p && left <= 0
+	})
+	t.m.lost.WithLabelValues("unanswered").Add(float64(before - len(en.leases)))
+	if h := en.holderOf(p); h != nil {
+		h.demoted, h.demotedAt = h.have, t.stamp(now)
 	}
 	en.wake()
-	return h != nil || before != len(en.leases)
+	return safe
 }
 
 // wake lets the questions that wait for this entry be answered anew.

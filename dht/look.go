@@ -79,9 +79,11 @@ func (d *Directory) lookAt(e covey.ExtentID, id covey.PeerID) {
 	defer cancel()
 	k, err := d.askKnown(ctx, id, e)
 	if err != nil {
-		if d.table.lost(id, e) {
-			d.m.looks.WithLabelValues("lost").Inc()
-			d.log.Debug("peer did not answer its home", "extent", e, "peer", printable(id), "err", err)
+		d.m.looks.WithLabelValues("lost").Inc()
+		d.log.Debug("peer did not answer its home", "extent", e, "peer", printable(id), "err", err)
+		if wait := d.table.lost(id, e); wait > 0 {
+			time.Sleep(wait) // at most unheardFor
+			d.table.lost(id, e)
 		}
 		return
 	}

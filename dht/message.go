@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
+
 	"github.com/covey-cache/covey"
 	"github.com/covey-cache/covey/dht/internal/wire"
 )
@@ -244,11 +246,33 @@ func haveMessage(h Have, whole bool) *wire.ExtentHave {
 	return &wire.ExtentHave{Extent: h.Extent[:], Have: uint64(h.Have), Digests: joinDigests(h.Digests), Gone: uint64(h.Gone), Whole: whole}
 }
 
+// briefMessage is a full report without its digests.
+func briefMessage(h Have) *wire.ExtentHave {
+	return &wire.ExtentHave{Extent: h.Extent[:], Have: uint64(h.Have), Sum: sumDigests(h.Digests), Whole: true}
+}
+
+// sumDigests stands for digests that the other side most likely has. It protects
+// against nothing: whoever lies with it could as well lie with the bitmap.
+func sumDigests(ds []covey.Digest) uint64 {
+	var x xxhash.Digest
+	x.Reset()
+	for i := range ds {
+		_, _ = x.Write(ds[i][:]) // it never fails
+	}
+	return max(1, x.Sum64())
+}
+
 func haveFrom(m *wire.ExtentHave) (h Have, whole bool, err error) {
 	if h.Extent, err = extentFrom(m.GetExtent()); err != nil {
 		return h, false, err
 	}
 	h.Have, h.Gone = covey.Bitmap(m.GetHave()), covey.Bitmap(m.GetGone())
+	if m.GetSum() != 0 {
+		if len(m.GetDigests()) != 0 || h.Gone != 0 || !m.GetWhole() {
+			return h, false, invalid("a brief report with more than it says")
+		}
+		return h, true, nil
+	}
 	h.Digests, err = splitDigests(m.GetDigests(), h.Have)
 	return h, m.GetWhole(), err
 }

@@ -16,7 +16,9 @@ type metrics struct {
 	resolves  *prometheus.CounterVec
 	dropped   prometheus.Counter
 	held      prometheus.Counter
+	haves     *prometheus.CounterVec
 	looks     *prometheus.CounterVec
+	lost      *prometheus.CounterVec
 }
 
 // newMetrics makes the metrics and registers them where reg is not nil. A
@@ -37,8 +39,14 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		resolves: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "covey_directory_resolves_total", Help: "Questions this peer asked, by who answered."},
 			[]string{"by"})),
+		haves: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "covey_directory_haves_total", Help: "Extents that members announced here, by form: full with digests, brief without, late and left out."},
+			[]string{"form"})),
 		held: register(reg, prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "covey_directory_held_total", Help: "Questions this home kept until it could say more than to wait."})),
+		lost: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "covey_directory_leases_lost_total", Help: "Leases that ended without a report, by why: not renewed, reader failed an asker, reader did not answer this home."},
+			[]string{"why"})),
 		looks: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "covey_directory_looks_total", Help: "Peers this home looked at because an asker could not get blocks from them, by what it found."},
 			[]string{"result"})),

@@ -3,6 +3,7 @@ package dht
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/covey-cache/covey"
 	"github.com/covey-cache/covey/dht/internal/wire"
@@ -11,6 +12,10 @@ import (
 // maxReadings is how many reads one PROGRESS reports: what a fetcher with 256 MiB
 // of staging has under way. It is 60 KiB.
 const maxReadings = 1024
+
+// progressTimeout is how long a home may take for a report. Later ones do not wait
+// for it, and it counts from when it is read.
+const progressTimeout = 2 * time.Second
 
 // Progress reports granted reads that are under way, to the home that granted
 // each and to the extent's next one: so a grant survives the first home's death,
@@ -59,7 +64,7 @@ func (d *Directory) tellProgress(to map[covey.PeerID][]*wire.Reading, h covey.Pe
 }
 
 func (d *Directory) sendProgress(ctx context.Context, h covey.PeerID, m []*wire.Reading) error {
-	ctx, cancel := context.WithTimeout(ctx, doneTimeout)
+	ctx, cancel := context.WithTimeout(ctx, progressTimeout)
 	defer cancel()
 	var errs []error
 	for len(m) > 0 {

@@ -60,7 +60,9 @@ type queue struct {
 	// that have to be told everything: they restarted, or did not hear some of
 	// it. Both are as long as the member table; owed drops the others.
 	incarnations map[covey.PeerID]uint64
-	dirty        map[covey.PeerID]time.Time // not to be tried before
+	// seqs is the number of the last HAVE of each of them.
+	seqs  map[covey.PeerID]uint64
+	dirty map[covey.PeerID]time.Time // not to be tried before
 }
 
 // add queues an announcement, and reports false when there was no room.
@@ -105,9 +107,25 @@ func (q *queue) met(id covey.PeerID, incarnation uint64) {
 		return
 	}
 	q.incarnations[id] = incarnation
+	delete(q.seqs, id)
 	if known {
 		q.owe(id, time.Time{})
 	}
+}
+
+// inOrder takes the number of a HAVE, and reports false when a later one has
+// come already: what it says may be undone since. The same one may come twice.
+func (q *queue) inOrder(id covey.PeerID, seq uint64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.seqs == nil {
+		q.seqs = map[covey.PeerID]uint64{}
+	}
+	if seq < q.seqs[id] {
+		return false
+	}
+	q.seqs[id] = seq
+	return true
 }
 
 // owesAll notes that the peer has to be told everything, from the given time on.
@@ -134,6 +152,7 @@ func (q *queue) owed(r, told *ring, now time.Time) map[covey.PeerID]struct{} {
 	for id := range q.incarnations {
 		if !r.isLive(id) && !told.isLive(id) {
 			delete(q.incarnations, id)
+			delete(q.seqs, id)
 		}
 	}
 	due := map[covey.PeerID]struct{}{}

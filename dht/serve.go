@@ -45,7 +45,7 @@ func (d *Directory) serve(ctx context.Context, from covey.PeerID, request []byte
 	case *wire.Request_Done:
 		err = d.serveDone(from, body.Done)
 	case *wire.Request_Have:
-		err = d.serveHave(from, body.Have)
+		answer, err = d.serveHave(from, body.Have)
 	case *wire.Request_Progress:
 		err = d.serveProgress(from, body.Progress)
 	case *wire.Request_Ask:
@@ -88,16 +88,29 @@ func (d *Directory) serveDone(from covey.PeerID, m *wire.Done) error {
 	return nil
 }
 
-func (d *Directory) serveHave(from covey.PeerID, m *wire.Have) error {
+func (d *Directory) serveHave(from covey.PeerID, m *wire.Have) (*wire.Reply, error) {
+	if !d.queue.inOrder(from, m.GetSeq()) {
+		d.m.haves.WithLabelValues("late").Add(float64(len(m.GetExtents())))
+		return &wire.Reply{}, nil
+	}
 	r := d.view()
-	for _, x := range m.GetExtents() {
+	lack := &wire.Lack{}
+	for i, x := range m.GetExtents() {
 		h, whole, err := haveFrom(x)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		d.table.have(from, h, whole, r)
+		if x.GetSum() == 0 {
+			d.m.haves.WithLabelValues("full").Inc()
+			d.table.have(from, h, whole, r)
+			continue
+		}
+		d.m.haves.WithLabelValues("brief").Inc()
+		if !d.table.refresh(from, h, x.GetSum(), r) {
+			lack.Elements = append(lack.Elements, uint32(i))
+		}
 	}
-	return nil
+	return &wire.Reply{Body: &wire.Reply_Lack{Lack: lack}}, nil
 }
 
 func (d *Directory) serveAsk(m *wire.Ask) (*wire.Reply, error) {

@@ -78,6 +78,13 @@ func (t *table) entry(sh *shard, e covey.ExtentID, r *ring, now stamp) *entry {
 	return en
 }
 
+// expire forgets what is over of an entry.
+func (t *table) expire(en *entry, at stamp, now time.Time) {
+	if n := en.expire(at, now); n > 0 {
+		t.m.lost.WithLabelValues("expired").Add(float64(n))
+	}
+}
+
 // evict removes one entry: of a sample (the order of a map is random), the one
 // of which this peer is no home, and among those the least recently touched.
 // Entries with a read under way stay.
@@ -171,6 +178,30 @@ func (t *table) have(from covey.PeerID, h Have, whole bool, r *ring) {
 	en.hold(p, listed, at)
 }
 
+// refresh takes a full report without digests. It reports whether this home has
+// the digests that the sum stands for; otherwise nothing has changed.
+func (t *table) refresh(from covey.PeerID, h Have, sum uint64, r *ring) bool {
+	at := t.stamp(time.Now())
+	sh := t.shard(h.Extent)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	en := sh.entries[h.Extent]
+	if en == nil || h.Have&^en.pinned != 0 {
+		return false
+	}
+	ds := make([]covey.Digest, 0, covey.MaxExtentBlocks)
+	for slot := range h.Have.Slots() {
+		ds = append(ds, en.digest(slot))
+	}
+	if sumDigests(ds) != sum {
+		return false
+	}
+	p := t.peers.number(from, r)
+	en.confirm(p, h.Have)
+	en.hold(p, h.Have, at)
+	return true
+}
+
 // known is all that a home can tell about an extent.
 type known struct {
 	pinned  covey.Bitmap
@@ -204,7 +235,7 @@ func (t *table) tell(e covey.ExtentID) known {
 	if en == nil {
 		return known{}
 	}
-	en.expire(at, now)
+	t.expire(en, at, now)
 	peers := t.peers.all()
 	k := known{pinned: en.pinned, digests: append([]covey.Digest(nil), en.digests...)}
 	for _, h := range en.holders {
@@ -252,7 +283,7 @@ func (t *table) sweep() {
 		sh := &t.shards[i]
 		sh.mu.Lock()
 		for e, en := range sh.entries {
-			en.expire(at, now)
+			t.expire(en, at, now)
 			if en.idle() && at.since(en.touched) > holdLife {
 				en.wake()
 				delete(sh.entries, e)

@@ -242,9 +242,9 @@ func TestColdAgentsReadTheOriginOnce(t *testing.T) {
 	t.Logf("bytes from neighbours by agent: %v of %d", status, m.tree.Bytes)
 	for i, p := range agents {
 		x := scrape(t, p)
-		t.Logf("agent %d: %v reads without a grant, questions %v held, %v resolved by nobody, peers looked at %v lost, %v found", i,
-			x["covey_origin_overrides_total"], x["covey_directory_held_total"], x[`covey_directory_resolves_total{by="nobody"}`],
-			x[`covey_directory_looks_total{result="lost"}`], x[`covey_directory_looks_total{result="found"}`])
+		t.Logf("agent %d: %v reads without a grant, %v questions held, leases lost: %v expired, %v failed, %v unanswered", i,
+			x["covey_origin_overrides_total"], x["covey_directory_held_total"], x[`covey_directory_leases_lost_total{why="expired"}`],
+			x[`covey_directory_leases_lost_total{why="failed"}`], x[`covey_directory_leases_lost_total{why="unanswered"}`])
 	}
 }
 

@@ -359,6 +359,7 @@ type Reply struct {
 	//
 	//	*Reply_Plan
 	//	*Reply_Known
+	//	*Reply_Lack
 	Body          isReply_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -440,6 +441,15 @@ func (x *Reply) GetKnown() *Known {
 	return nil
 }
 
+func (x *Reply) GetLack() *Lack {
+	if x != nil {
+		if x, ok := x.Body.(*Reply_Lack); ok {
+			return x.Lack
+		}
+	}
+	return nil
+}
+
 type isReply_Body interface {
 	isReply_Body()
 }
@@ -452,9 +462,15 @@ type Reply_Known struct {
 	Known *Known `protobuf:"bytes,5,opt,name=known,proto3,oneof"`
 }
 
+type Reply_Lack struct {
+	Lack *Lack `protobuf:"bytes,6,opt,name=lack,proto3,oneof"`
+}
+
 func (*Reply_Plan) isReply_Body() {}
 
 func (*Reply_Known) isReply_Body() {}
+
+func (*Reply_Lack) isReply_Body() {}
 
 // Want asks where to get blocks of an extent.
 type Want struct {
@@ -979,8 +995,11 @@ func (x *Reading) GetTtlMs() uint32 {
 
 // Have says what the sender holds.
 type Have struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Extents       []*ExtentHave          `protobuf:"bytes,1,rep,name=extents,proto3" json:"extents,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Extents []*ExtentHave          `protobuf:"bytes,1,rep,name=extents,proto3" json:"extents,omitempty"`
+	// seq grows with each HAVE of an incarnation to one home. One that is smaller
+	// than the last is late and changes nothing.
+	Seq           uint64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1022,6 +1041,59 @@ func (x *Have) GetExtents() []*ExtentHave {
 	return nil
 }
 
+func (x *Have) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+// Lack answers a HAVE: elements, by position, of which the home does not have the
+// digests.
+type Lack struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Elements      []uint32               `protobuf:"varint,1,rep,packed,name=elements,proto3" json:"elements,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lack) Reset() {
+	*x = Lack{}
+	mi := &file_directory_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lack) ProtoMessage() {}
+
+func (x *Lack) ProtoReflect() protoreflect.Message {
+	mi := &file_directory_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lack.ProtoReflect.Descriptor instead.
+func (*Lack) Descriptor() ([]byte, []int) {
+	return file_directory_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Lack) GetElements() []uint32 {
+	if x != nil {
+		return x.Elements
+	}
+	return nil
+}
+
 type ExtentHave struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Extent []byte                 `protobuf:"bytes,1,opt,name=extent,proto3" json:"extent,omitempty"`
@@ -1030,14 +1102,17 @@ type ExtentHave struct {
 	Digests []byte `protobuf:"bytes,3,opt,name=digests,proto3" json:"digests,omitempty"`
 	Gone    uint64 `protobuf:"fixed64,4,opt,name=gone,proto3" json:"gone,omitempty"`
 	// whole says that have is all that the sender holds of the extent.
-	Whole         bool `protobuf:"varint,5,opt,name=whole,proto3" json:"whole,omitempty"`
+	Whole bool `protobuf:"varint,5,opt,name=whole,proto3" json:"whole,omitempty"`
+	// sum stands for the digests where those are left out, which a refresh does:
+	// XXH64 of them as they would be sent.
+	Sum           uint64 `protobuf:"fixed64,6,opt,name=sum,proto3" json:"sum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExtentHave) Reset() {
 	*x = ExtentHave{}
-	mi := &file_directory_proto_msgTypes[9]
+	mi := &file_directory_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1124,7 @@ func (x *ExtentHave) String() string {
 func (*ExtentHave) ProtoMessage() {}
 
 func (x *ExtentHave) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_proto_msgTypes[9]
+	mi := &file_directory_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1137,7 @@ func (x *ExtentHave) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtentHave.ProtoReflect.Descriptor instead.
 func (*ExtentHave) Descriptor() ([]byte, []int) {
-	return file_directory_proto_rawDescGZIP(), []int{9}
+	return file_directory_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ExtentHave) GetExtent() []byte {
@@ -1100,6 +1175,13 @@ func (x *ExtentHave) GetWhole() bool {
 	return false
 }
 
+func (x *ExtentHave) GetSum() uint64 {
+	if x != nil {
+		return x.Sum
+	}
+	return 0
+}
+
 // Ask asks what is known of an extent and changes nothing.
 type Ask struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1110,7 +1192,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_directory_proto_msgTypes[10]
+	mi := &file_directory_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1204,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_proto_msgTypes[10]
+	mi := &file_directory_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1217,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_directory_proto_rawDescGZIP(), []int{10}
+	return file_directory_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Ask) GetExtent() []byte {
@@ -1160,7 +1242,7 @@ type Known struct {
 
 func (x *Known) Reset() {
 	*x = Known{}
-	mi := &file_directory_proto_msgTypes[11]
+	mi := &file_directory_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1254,7 @@ func (x *Known) String() string {
 func (*Known) ProtoMessage() {}
 
 func (x *Known) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_proto_msgTypes[11]
+	mi := &file_directory_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1267,7 @@ func (x *Known) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Known.ProtoReflect.Descriptor instead.
 func (*Known) Descriptor() ([]byte, []int) {
-	return file_directory_proto_rawDescGZIP(), []int{11}
+	return file_directory_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Known) GetPinned() uint64 {
@@ -1233,7 +1315,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_directory_proto_msgTypes[12]
+	mi := &file_directory_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1327,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_proto_msgTypes[12]
+	mi := &file_directory_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1340,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_directory_proto_rawDescGZIP(), []int{12}
+	return file_directory_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Holder) GetPeer() []byte {
@@ -1287,7 +1369,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_directory_proto_msgTypes[13]
+	mi := &file_directory_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1381,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_directory_proto_msgTypes[13]
+	mi := &file_directory_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1394,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_directory_proto_rawDescGZIP(), []int{13}
+	return file_directory_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Lease) GetSlot() uint32 {
@@ -1356,13 +1438,14 @@ const file_directory_proto_rawDesc = "" +
 	"\x04have\x18\x05 \x01(\v2\x12.covey.dht.v1.HaveH\x00R\x04have\x12%\n" +
 	"\x03ask\x18\x06 \x01(\v2\x11.covey.dht.v1.AskH\x00R\x03ask\x124\n" +
 	"\bprogress\x18\a \x01(\v2\x16.covey.dht.v1.ProgressH\x00R\bprogressB\x06\n" +
-	"\x04body\"\xca\x01\n" +
+	"\x04body\"\xf4\x01\n" +
 	"\x05Reply\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x06R\vincarnation\x12&\n" +
 	"\x04code\x18\x03 \x01(\x0e2\x12.covey.dht.v1.CodeR\x04code\x12(\n" +
 	"\x04plan\x18\x04 \x01(\v2\x12.covey.dht.v1.PlanH\x00R\x04plan\x12+\n" +
-	"\x05known\x18\x05 \x01(\v2\x13.covey.dht.v1.KnownH\x00R\x05knownB\x06\n" +
+	"\x05known\x18\x05 \x01(\v2\x13.covey.dht.v1.KnownH\x00R\x05known\x12(\n" +
+	"\x04lack\x18\x06 \x01(\v2\x12.covey.dht.v1.LackH\x00R\x04lackB\x06\n" +
 	"\x04body\"\xcc\x02\n" +
 	"\x04Want\x12\x16\n" +
 	"\x06extent\x18\x01 \x01(\fR\x06extent\x12\x14\n" +
@@ -1406,16 +1489,20 @@ const file_directory_proto_rawDesc = "" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x14\n" +
 	"\x05lease\x18\x03 \x01(\x06R\x05lease\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x15\n" +
-	"\x06ttl_ms\x18\x05 \x01(\rR\x05ttlMs\":\n" +
+	"\x06ttl_ms\x18\x05 \x01(\rR\x05ttlMs\"L\n" +
 	"\x04Have\x122\n" +
-	"\aextents\x18\x01 \x03(\v2\x18.covey.dht.v1.ExtentHaveR\aextents\"|\n" +
+	"\aextents\x18\x01 \x03(\v2\x18.covey.dht.v1.ExtentHaveR\aextents\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\"\"\n" +
+	"\x04Lack\x12\x1a\n" +
+	"\belements\x18\x01 \x03(\rR\belements\"\x8e\x01\n" +
 	"\n" +
 	"ExtentHave\x12\x16\n" +
 	"\x06extent\x18\x01 \x01(\fR\x06extent\x12\x12\n" +
 	"\x04have\x18\x02 \x01(\x06R\x04have\x12\x18\n" +
 	"\adigests\x18\x03 \x01(\fR\adigests\x12\x12\n" +
 	"\x04gone\x18\x04 \x01(\x06R\x04gone\x12\x14\n" +
-	"\x05whole\x18\x05 \x01(\bR\x05whole\"\x1d\n" +
+	"\x05whole\x18\x05 \x01(\bR\x05whole\x12\x10\n" +
+	"\x03sum\x18\x06 \x01(\x06R\x03sum\"\x1d\n" +
 	"\x03Ask\x12\x16\n" +
 	"\x06extent\x18\x01 \x01(\fR\x06extent\"\xa8\x01\n" +
 	"\x05Known\x12\x16\n" +
@@ -1469,7 +1556,7 @@ func file_directory_proto_rawDescGZIP() []byte {
 }
 
 var file_directory_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_directory_proto_goTypes = []any{
 	(Code)(0),          // 0: covey.dht.v1.Code
 	(State)(0),         // 1: covey.dht.v1.State
@@ -1483,33 +1570,35 @@ var file_directory_proto_goTypes = []any{
 	(*Progress)(nil),   // 9: covey.dht.v1.Progress
 	(*Reading)(nil),    // 10: covey.dht.v1.Reading
 	(*Have)(nil),       // 11: covey.dht.v1.Have
-	(*ExtentHave)(nil), // 12: covey.dht.v1.ExtentHave
-	(*Ask)(nil),        // 13: covey.dht.v1.Ask
-	(*Known)(nil),      // 14: covey.dht.v1.Known
-	(*Holder)(nil),     // 15: covey.dht.v1.Holder
-	(*Lease)(nil),      // 16: covey.dht.v1.Lease
+	(*Lack)(nil),       // 12: covey.dht.v1.Lack
+	(*ExtentHave)(nil), // 13: covey.dht.v1.ExtentHave
+	(*Ask)(nil),        // 14: covey.dht.v1.Ask
+	(*Known)(nil),      // 15: covey.dht.v1.Known
+	(*Holder)(nil),     // 16: covey.dht.v1.Holder
+	(*Lease)(nil),      // 17: covey.dht.v1.Lease
 }
 var file_directory_proto_depIdxs = []int32{
 	5,  // 0: covey.dht.v1.Request.want:type_name -> covey.dht.v1.Want
 	8,  // 1: covey.dht.v1.Request.done:type_name -> covey.dht.v1.Done
 	11, // 2: covey.dht.v1.Request.have:type_name -> covey.dht.v1.Have
-	13, // 3: covey.dht.v1.Request.ask:type_name -> covey.dht.v1.Ask
+	14, // 3: covey.dht.v1.Request.ask:type_name -> covey.dht.v1.Ask
 	9,  // 4: covey.dht.v1.Request.progress:type_name -> covey.dht.v1.Progress
 	0,  // 5: covey.dht.v1.Reply.code:type_name -> covey.dht.v1.Code
 	6,  // 6: covey.dht.v1.Reply.plan:type_name -> covey.dht.v1.Plan
-	14, // 7: covey.dht.v1.Reply.known:type_name -> covey.dht.v1.Known
-	7,  // 8: covey.dht.v1.Plan.blocks:type_name -> covey.dht.v1.Block
-	1,  // 9: covey.dht.v1.Block.state:type_name -> covey.dht.v1.State
-	2,  // 10: covey.dht.v1.Done.failure:type_name -> covey.dht.v1.Failure
-	10, // 11: covey.dht.v1.Progress.readings:type_name -> covey.dht.v1.Reading
-	12, // 12: covey.dht.v1.Have.extents:type_name -> covey.dht.v1.ExtentHave
-	15, // 13: covey.dht.v1.Known.holders:type_name -> covey.dht.v1.Holder
-	16, // 14: covey.dht.v1.Known.leases:type_name -> covey.dht.v1.Lease
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	15, // 7: covey.dht.v1.Reply.known:type_name -> covey.dht.v1.Known
+	12, // 8: covey.dht.v1.Reply.lack:type_name -> covey.dht.v1.Lack
+	7,  // 9: covey.dht.v1.Plan.blocks:type_name -> covey.dht.v1.Block
+	1,  // 10: covey.dht.v1.Block.state:type_name -> covey.dht.v1.State
+	2,  // 11: covey.dht.v1.Done.failure:type_name -> covey.dht.v1.Failure
+	10, // 12: covey.dht.v1.Progress.readings:type_name -> covey.dht.v1.Reading
+	13, // 13: covey.dht.v1.Have.extents:type_name -> covey.dht.v1.ExtentHave
+	16, // 14: covey.dht.v1.Known.holders:type_name -> covey.dht.v1.Holder
+	17, // 15: covey.dht.v1.Known.leases:type_name -> covey.dht.v1.Lease
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_directory_proto_init() }
@@ -1527,6 +1616,7 @@ func file_directory_proto_init() {
 	file_directory_proto_msgTypes[1].OneofWrappers = []any{
 		(*Reply_Plan)(nil),
 		(*Reply_Known)(nil),
+		(*Reply_Lack)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1534,7 +1624,7 @@ func file_directory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_directory_proto_rawDesc), len(file_directory_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

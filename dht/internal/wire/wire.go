@@ -34,6 +34,7 @@ const (
 const (
 	requestHave = 5
 	haveExtents = 1
+	haveSeq     = 2
 )
 
 // EncodeRequest returns the bytes of a request.
@@ -95,6 +96,9 @@ func checkHave(b []byte) error {
 			return nil
 		}
 		return fields(value, func(num protowire.Number, value []byte) error {
+			if num == haveSeq && len(value) <= 10 {
+				return nil
+			}
 			if num != haveExtents || len(value) < minExtentHave {
 				return fmt.Errorf("directory HAVE with an element of %d bytes: %w", len(value), covey.ErrInvalid)
 			}
