@@ -73,6 +73,9 @@ func (s *Store) tryEach(o covey.Object, id covey.ObjectID, put func(*tier) error
 	var last error
 	for _, t := range s.order(o, id) {
 		err := t.inTurn(func() error { return put(t) })
+		if err == nil && last != nil {
+			s.mayBeSplit(id, t)
+		}
 		if err == nil || !passesOn(err) {
 			return err
 		}
@@ -104,7 +107,7 @@ func (s *Store) order(o covey.Object, id covey.ObjectID) []*tier {
 	first, best := -1, fit{}
 	need := DiskUse(o)
 	for t := range s.tiers() {
-		if t.stalled.Load() {
+		if t.stalled() {
 			continue
 		}
 		if f := t.fit(id, need); f.better(best) {

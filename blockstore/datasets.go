@@ -94,14 +94,14 @@ func (s *tier) expired(slab int, now time.Time, halve bool) (ids []covey.ObjectI
 			continue // free
 		}
 		r := s.opts.rules.at(e.queue.rule())
-		switch {
-		case r.Policy == PolicyTTL && e.flags&flagTimed != 0:
-			if now.Sub(time.Unix(int64(e.stamp), 0)) >= r.TTL {
-				ids = append(ids, e.id)
-			}
-		case r.Policy == PolicyLFU && halve && e.uses > 1:
+		if r.Policy == PolicyTTL && e.flags&flagTimed != 0 && now.Sub(time.Unix(int64(e.stamp), 0)) >= r.TTL {
+			ids = append(ids, e.id)
+		}
+		if halve && e.uses > 1 {
 			e.uses /= 2
-			s.table.sort(e, r, 0)
+			if r.Policy == PolicyLFU {
+				s.table.sort(e, r, 0)
+			}
 		}
 	}
 	return ids, true

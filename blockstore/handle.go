@@ -78,7 +78,7 @@ func (s *tier) get(l covey.Locator) (*handle, error) {
 	if err != nil {
 		return nil, s.unreadable(l, err)
 	}
-	s.touch(k.id)
+	s.touch(k)
 	r, err := s.record(k)
 	if err != nil {
 		s.letGo(f, l.Index)
@@ -181,7 +181,7 @@ func (h *handle) verify(digest bool) error {
 	for done := 0; done < h.len; {
 		p := (*buf)[:min(len(*buf), h.len-done)]
 		n, err := h.f.dataFile.ReadAt(p, h.off+int64(done)) // within a guard already
-		h.s.beat()
+		h.s.beat(&h.s.reads)
 		if n < len(p) {
 			if err == nil || errors.Is(err, io.EOF) {
 				return fmt.Errorf("file ends within the block: %w", errMismatch)

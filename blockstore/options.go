@@ -49,6 +49,9 @@ type Options struct {
 	// DecodedBytes bounds the memory for the plain bytes of blocks that are
 	// compressed or encrypted on disk; 0 means 64 MiB.
 	DecodedBytes int64
+	// MoveRate is the most bytes a second that are moved between tiers; 0 means
+	// 64 MiB.
+	MoveRate int64
 	// VerifyRate is the most bytes a second that Verify reads; 0 means 64 MiB.
 	VerifyRate int64
 	// OnCorrupt, if set, is called for every block whose bytes on disk turned
@@ -69,6 +72,8 @@ type Options struct {
 	coder *coder
 	// rules are what all tiers of a store share.
 	rules *rules
+	// onHot, if set, is called, with the tier's lock, for an object that is used often.
+	onHot func(*tier, covey.ObjectID)
 	// onFault, if set, is called when a fault ends a tier's admission.
 	onFault func()
 }
@@ -143,6 +148,9 @@ func (o Options) Validate() error {
 	if o.DecodedBytes < 0 {
 		errs = append(errs, fmt.Errorf("%d bytes for decoded blocks: %w", o.DecodedBytes, covey.ErrInvalid))
 	}
+	if o.MoveRate < 0 {
+		errs = append(errs, fmt.Errorf("move rate of %d bytes a second: %w", o.MoveRate, covey.ErrInvalid))
+	}
 	if o.VerifyRate < 0 {
 		errs = append(errs, fmt.Errorf("verify rate of %d bytes a second: %w", o.VerifyRate, covey.ErrInvalid))
 	}
@@ -152,6 +160,9 @@ func (o Options) Validate() error {
 func (o Options) withDefaults() Options {
 	if o.SyncEvery == 0 {
 		o.SyncEvery = defaultSyncEvery
+	}
+	if o.MoveRate == 0 {
+		o.MoveRate = defaultMoveRate
 	}
 	if o.VerifyRate == 0 {
 		o.VerifyRate = defaultVerifyRate

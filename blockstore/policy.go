@@ -88,7 +88,7 @@ func (s *Store) yielding(n newcomer, use int64) *tier {
 	var best *tier
 	var first candidate
 	for t := range s.tiers() {
-		if t.stalled.Load() {
+		if t.stalled() {
 			continue
 		}
 		t.mu.Lock()
@@ -280,19 +280,28 @@ func (s *tier) place(e *entry, r *rule, size int64) {
 	}
 }
 
-// touch notes a use of an object.
-func (s *tier) touch(id covey.ObjectID) {
+// touch notes a use of a block. That of an object's first counts as one of the
+// object, so that a large one is not used more often for having many.
+func (s *tier) touch(k blockKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.table.find(&id); e != nil {
-		s.useEntry(e)
+	if e := s.table.find(&k.id); e != nil {
+		s.use(e, k.index == 0)
 	}
 }
 
-// useEntry is touch with mu held.
-func (s *tier) useEntry(e *entry) {
+// useEntry notes a use of an object. mu is held.
+func (s *tier) useEntry(e *entry) { s.use(e, true) }
+
+func (s *tier) use(e *entry, counts bool) {
 	r := s.opts.rules.at(e.queue.rule())
 	r.touch()
+	if counts && e.uses < 1<<8-1 {
+		e.uses++
+		if e.uses >= hotUses && e.uses&(e.uses-1) == 0 && s.opts.onHot != nil {
+			s.opts.onHot(s, e.id)
+		}
+	}
 	s.table.used(e, r)
 }
 

@@ -133,9 +133,6 @@ func (t *table) used(e *entry, r *rule) {
 	case PolicyLRU:
 		t.touch(e)
 	case PolicyLFU:
-		if e.uses < 1<<8-1 {
-			e.uses++
-		}
 		t.sort(e, r, 0) // by uses alone
 		t.touch(e)
 	}

@@ -197,7 +197,7 @@ func (sh *shelf) usage() Usage {
 	u := t.Usage()
 	u.State, u.Why = TierOK, oneLine(why)
 	switch {
-	case t.stalled.Load():
+	case t.stalled():
 		u.State, u.Why = TierStalled, "its disk has not answered for "+stallAfter.String()
 	case u.ReadOnly:
 		u.State = TierReadOnly
@@ -218,10 +218,17 @@ func oneLine(err error) string {
 
 // up is 1 while the tier admits blocks and answers.
 func (sh *shelf) up() float64 {
-	if t := sh.at.Load(); t != nil && sh.ailing() == nil && !t.stalled.Load() {
+	if t := sh.at.Load(); t != nil && sh.ailing() == nil && !t.stalled() {
 		return 1
 	}
 	return 0
+}
+
+// movesCounter counts objects that went from one tier to another.
+func (s *Store) movesCounter() prometheus.Collector {
+	return prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "covey_blockstore_moved_objects_total", Help: "Objects that went to another tier.",
+	}, func() float64 { return float64(s.moved.Load()) })
 }
 
 func (sh *shelf) gauge() prometheus.Collector {

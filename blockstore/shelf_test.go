@@ -282,7 +282,7 @@ func TestTierStalls(t *testing.T) {
 				s := mustOpenStore(t, opts)
 				o, slow := object("o", 4*testBlock), object("slow", 90*testBlock)
 				putAll(t, s, o)
-				big := object("big", 90*testBlock)
+				big := object("big", 80*testBlock)
 				putAll(t, s, big)
 				putAll(t, s, slow)
 				if got := tierNames(s, slow)[:4]; got != "slow" {

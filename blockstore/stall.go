@@ -30,34 +30,33 @@ const (
 // errStalled says that a disk does not answer. What it holds is not gone.
 var errStalled = fmt.Errorf("the disk does not answer: %w", covey.ErrUnavailable)
 
-// pulse tells a disk that answers from one that does not.
+// pulse tells a disk that answers from one that does not. Reads and writes have one
+// each: a disk may serve what it has in memory and take nothing.
 type pulse struct {
-	// beats counts completed reads and writes.
-	beats   atomic.Uint64
-	stalled atomic.Bool
+	reads, writes side
 	// exempt is set where nothing can stall: on a file system in memory.
 	exempt  bool
 	writers chan struct{} // a token for each that may write
 }
 
 // beat notes that the disk completed something.
-func (s *tier) beat() {
-	s.beats.Add(1)
-	if s.stalled.Load() && s.stalled.Swap(false) {
+func (s *tier) beat(of *side) {
+	of.beats.Add(1)
+	if of.stalled.Load() && of.stalled.Swap(false) && !s.stalled() {
 		s.log.Info("cache tier answers again", "tier", s.opts.Dir)
 	}
 }
 
-func (s *tier) stall() {
-	if !s.stalled.Swap(true) {
+func (s *tier) stall(of *side) {
+	if was := s.stalled(); !of.stalled.Swap(true) && !was {
 		s.metrics.stalls.Inc()
 		s.log.Warn("cache tier is passed by until its disk answers", "tier", s.opts.Dir, "waited", stallAfter)
 	}
 }
 
 // await waits for done, and reports false when the disk does not answer.
-func await[T any](s *tier, done <-chan T) (v T, ok bool) {
-	began, beats := time.Now(), s.beats.Load()
+func await[T any](s *tier, of *side, done <-chan T) (v T, ok bool) {
+	began, beats := time.Now(), of.beats.Load()
 	timer := time.NewTimer(stallAfter)
 	defer timer.Stop()
 	for {
@@ -66,10 +65,10 @@ func await[T any](s *tier, done <-chan T) (v T, ok bool) {
 			return v, true
 		case <-timer.C:
 		}
-		now := s.beats.Load()
+		now := of.beats.Load()
 		switch {
 		case now == beats:
-			s.stall()
+			s.stall(of)
 			return v, false
 		case time.Since(began) >= patience:
 			return v, false // others are served: only this call is given up
@@ -79,7 +78,7 @@ func await[T any](s *tier, done <-chan T) (v T, ok bool) {
 	}
 }
 
-// guard runs what may wait for the disk, and gives up waiting when that does not
+// guard runs a read that may wait for the disk, and gives up waiting when that does not
 // answer. What comes after that is given to drop. While the disk is known not to
 // answer nothing is tried; the completion of what waits for it ends that.
 func guard[T any](s *tier, run func() (T, error), drop func(T)) (T, error) {
@@ -90,21 +89,21 @@ func guard[T any](s *tier, run func() (T, error), drop func(T)) (T, error) {
 		v   T
 		err error
 	}
-	if s.stalled.Load() {
+	if s.reads.stalled.Load() {
 		return result{}.v, errStalled
 	}
 	done := make(chan result, 1)
 	var left atomic.Bool // the caller, or the result
 	go func() {
 		v, err := run()
-		s.beat()
+		s.beat(&s.reads)
 		if left.Swap(true) && err == nil {
 			drop(v)
 			return
 		}
 		done <- result{v, err}
 	}()
-	r, ok := await(s, done)
+	r, ok := await(s, &s.reads, done)
 	if ok || !left.Swap(true) {
 		if !ok {
 			return r.v, errStalled
@@ -120,18 +119,27 @@ func (s *tier) inTurn(put func() error) error {
 	if s.exempt {
 		return put()
 	}
-	if s.stalled.Load() {
+	if s.stalled() {
 		return errStalled
 	}
-	if _, ok := await(s, s.writers); !ok {
+	if _, ok := await(s, &s.writes, s.writers); !ok {
 		return errStalled
 	}
 	defer func() {
-		s.beat()
+		s.beat(&s.writes)
 		s.writers <- struct{}{}
 	}()
 	return put()
 }
+
+// side is a pulse's of reads, or of writes.
+type side struct {
+	beats   atomic.Uint64 // completed
+	stalled atomic.Bool
+}
+
+// stalled reports whether the tier is to be passed by.
+func (p *pulse) stalled() bool { return p.reads.stalled.Load() || p.writes.stalled.Load() }
 
 func (p *pulse) begin(exempt bool) {
 	p.exempt, p.writers = exempt, make(chan struct{}, maxWriters)

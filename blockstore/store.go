@@ -44,6 +44,14 @@ type Store struct {
 	// moves counts the times that blocks which are in two tiers went from one of
 	// them, so that a reader who found them in neither knows to look again.
 	moves atomic.Uint64
+	// moved counts objects that went to another tier.
+	moved atomic.Uint64
+	hot   chan hot // objects to move up
+
+	// splitMu is a leaf lock and guards split: objects that are in several tiers, with
+	// one of them.
+	splitMu sync.Mutex
+	split   map[covey.ObjectID]*tier
 
 	unwatch  func()        // takes the coder's metrics off the registry
 	ails     chan struct{} // a tier failed
@@ -81,7 +89,7 @@ type Usage struct {
 // [covey.ErrInvalid] as well when blocks are encrypted under a key that is not in
 // [Options.Keys]; nothing is lost then.
 //
-// Open starts two goroutines for the store and two for each tier, which sleep while
+// Open starts three goroutines for the store and two for each tier, which sleep while
 // there is nothing to do. Close joins them.
 func Open(opts Options) (*Store, error) {
 	if err := opts.Validate(); err != nil {
@@ -94,7 +102,17 @@ func Open(opts Options) (*Store, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s := &Store{opts: opts, log: opts.Log, ails: make(chan struct{}, 1), unsorted: make(chan struct{}, 1), stop: stop, unwatch: func() {}}
+	s.hot, s.split = make(chan hot, maxHot), make(map[covey.ObjectID]*tier)
 	opts.onFault = func() { signal(s.ails) }
+	opts.onHot = func(t *tier, id covey.ObjectID) {
+		if t == s.shelves[0].at.Load() {
+			return
+		}
+		select {
+		case s.hot <- hot{t, id}:
+		default:
+		}
+	}
 	for _, o := range opts.tiers() {
 		s.shelves = append(s.shelves, &shelf{opts: o, log: s.log})
 	}
@@ -116,14 +134,15 @@ func Open(opts Options) (*Store, error) {
 	s.unwatch = opts.coder.watch(opts.Registry)
 	s.fillIn()
 	if opts.Registry != nil {
+		s.gauges = append(s.gauges, s.movesCounter())
 		for _, sh := range s.shelves {
-			g := sh.gauge()
-			opts.Registry.MustRegister(g)
-			s.gauges = append(s.gauges, g)
+			s.gauges = append(s.gauges, sh.gauge())
 		}
+		opts.Registry.MustRegister(s.gauges...)
 	}
-	s.done.Add(2)
+	s.done.Add(3)
 	go s.tend(ctx)
+	go s.moveObjects(ctx)
 	go s.keepHouse(ctx)
 	return s, nil
 }
