@@ -39,6 +39,10 @@ bin/golangci-lint: testnet/tools/lint/go.mod
 demo: build bin/versitygw ## four agents, one real S3 server, one real data set: read it all on all four
 	bin/covey-testnet demo
 
+.PHONY: testnet
+testnet: build ## a thousand nodes in virtual time: table here, page with charts in covey-thousand.html
+	bin/covey testnet run thousand
+
 .PHONY: test
 test: check-fuse vet lint race ## everything that CI runs
 

@@ -190,3 +190,19 @@ func (w *world) totals() (b Sources) {
 	}
 	return b
 }
+
+// Orders returns what each node of a case without faults reads in an epoch, by
+// block number, so that another kind of mesh can be given the same to read.
+func Orders(c scenario.Case, epoch int) [][]int {
+	w := newWorld(context.Background(), c, nil)
+	defer w.stop()
+	for _, n := range w.nodes {
+		n.gone.Store(false)
+	}
+	orders := w.orders(epoch)
+	all := make([][]int, len(w.nodes))
+	for n, order := range orders {
+		all[n.num] = order
+	}
+	return all
+}
