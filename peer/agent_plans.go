@@ -256,7 +256,7 @@ func (a *Agent) runPlan(ctx context.Context, p *heldPlan, ds *dataset.Dataset) {
 
 // resolvePlan looks up the manifest.
 func (a *Agent) resolvePlan(ctx context.Context, p *heldPlan, ds *dataset.Dataset) error {
-	l, err := ahead.Resolve(ctx, ds, &p.manifest, nil)
+	l, err := ahead.Resolve(ctx, ds, &p.manifest, a.indexer(ds, p.manifest.Format))
 	if err != nil {
 		return err
 	}
