@@ -88,6 +88,52 @@ func (s *Store) Du(match func(covey.Object) bool) (Du, error) {
 	return du, nil
 }
 
+// TierPart is what one tier has of some objects. A block that is in two tiers counts
+// in both.
+type TierPart struct {
+	Dir string
+	Du
+}
+
+// DuTiers is Du for each tier by itself, the fastest first.
+func (s *Store) DuTiers(match func(covey.Object) bool) ([]TierPart, error) {
+	var parts []TierPart
+	for t := range s.tiers() {
+		du, err := t.Du(match)
+		if err != nil {
+			return parts, err
+		}
+		parts = append(parts, TierPart{Dir: t.opts.Dir, Du: du})
+	}
+	return parts, nil
+}
+
+// StatTiers is Stat for each tier that has anything of the object, the fastest first.
+func (s *Store) StatTiers(o covey.Object) []TierPart {
+	var parts []TierPart
+	for t := range s.tiers() {
+		st := Stat{Object: o}
+		if o.Validate() == nil && t.stat(&st) {
+			p := TierPart{Dir: t.opts.Dir}
+			p.add(st)
+			parts = append(parts, p)
+		}
+	}
+	return parts
+}
+
+// Where returns the fastest tier that has a block, and whether the block came from a
+// neighbour.
+func (s *Store) Where(l covey.Locator) (dir string, replica, ok bool) {
+	k := blockKey{l.Object.ID(), uint32(l.Index)}
+	for t := range s.tiers() {
+		if t.holds(k) {
+			return t.opts.Dir, t.provenance(k).replica, true
+		}
+	}
+	return "", false, false
+}
+
 // knows reports whether the tier has anything of an object, or a pin of it.
 func (s *tier) knows(id covey.ObjectID) bool {
 	s.mu.Lock()

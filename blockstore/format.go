@@ -235,6 +235,28 @@ func (l layout) quarantine() error {
 	return syncDir(l.fs, l.dir)
 }
 
+// indexFormatPrefix begins the name of the empty file by which Pebble says, in its last
+// three digits, which format its files have.
+const indexFormatPrefix = markerPrefix + "format-version."
+
+// checkIndex refuses an index that a later covey wrote, before it is taken for a
+// damaged one and moved aside.
+func (l layout) checkIndex() error {
+	names, err := l.fs.List(l.path(nameIndex))
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		rest, is := strings.CutPrefix(n, indexFormatPrefix)
+		_, version, cut := strings.Cut(rest, ".")
+		if v, err := strconv.Atoi(version); is && cut && err == nil && v > int(indexFormat) {
+			return fmt.Errorf("its index has format %d, of a later covey, and this one knows %d; use that covey, or another directory: %w",
+				v, indexFormat, covey.ErrInvalid)
+		}
+	}
+	return nil
+}
+
 // discard moves the data into the trash, which the store empties in the
 // background. What an earlier start left there goes now.
 func (l layout) discard() error {

@@ -24,6 +24,9 @@ const (
 	indexMemtableBytes = 16 << 20
 )
 
+// indexFormat is the format of Pebble's files.
+const indexFormat = pebble.FormatValueSeparation
+
 // index is the Pebble database beside the data: what is known of every block,
 // where it is advertised, which blocks of each object are durable.
 //
@@ -109,7 +112,7 @@ func (x *index) open(readOnly bool) (db *pebble.DB, err error) {
 		MemTableSize: indexMemtableBytes,
 		// Pinned, so that a new Pebble does not silently write what the last
 		// release of covey cannot read.
-		FormatMajorVersion: pebble.FormatValueSeparation,
+		FormatMajorVersion: indexFormat,
 		ReadOnly:           readOnly,
 		Logger:             indexLog{x},
 		EventListener: &pebble.EventListener{

@@ -39,6 +39,9 @@ func (s *tier) load() (crashed bool, err error) {
 	if err := s.at.probe(); err != nil {
 		return false, err
 	}
+	if err := s.at.checkIndex(); err != nil {
+		return false, err
+	}
 	s.index, err = openIndex(s.at.path(nameIndex), s.at.fs, s.at.os, s.log)
 	if err != nil {
 		return false, err

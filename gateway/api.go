@@ -191,6 +191,32 @@ type Stat struct {
 	// Used is what the cached blocks take of the disk.
 	Used        int64 `json:"used_bytes"`
 	FilesPinned int64 `json:"files_pinned"`
+	// BlocksReplica are those of the cached blocks that came from a neighbour; the
+	// others are primaries, read from the origin.
+	BlocksReplica int64 `json:"blocks_replica"`
+	// Tiers is the part of each cache directory that has any, the fastest first.
+	Tiers []TierPart `json:"tiers"`
+}
+
+// TierPart is what one cache directory has of some files.
+type TierPart struct {
+	Dir           string `json:"dir"`
+	Files         int64  `json:"files"`
+	FilesCached   int64  `json:"files_cached"`
+	Blocks        int64  `json:"blocks"`
+	BlocksReplica int64  `json:"blocks_replica"`
+	Used          int64  `json:"used_bytes"`
+	FilesPinned   int64  `json:"files_pinned"`
+}
+
+// Add adds what the same directory has of other files.
+func (p *TierPart) Add(q TierPart) {
+	p.Files += q.Files
+	p.FilesCached += q.FilesCached
+	p.Blocks += q.Blocks
+	p.BlocksReplica += q.BlocksReplica
+	p.Used += q.Used
+	p.FilesPinned += q.FilesPinned
 }
 
 // Du is what is cached here.
@@ -214,6 +240,11 @@ type DuSource struct {
 	// for pinned blocks that are not here yet.
 	PinnedUsed int64 `json:"pinned_used_bytes"`
 	Reserved   int64 `json:"reserved_bytes"`
+	// BlocksReplica are those of the blocks that came from a neighbour; the others
+	// are primaries, read from the origin.
+	BlocksReplica int64 `json:"blocks_replica"`
+	// Tiers is the part of each cache directory, the fastest first.
+	Tiers []TierPart `json:"tiers"`
 }
 
 // Pinned is what Pin or Unpin did.
@@ -275,4 +306,8 @@ type BlockLocation struct {
 	Homes   []string `json:"homes"`
 	Holders []string `json:"holders"` // peer IDs, this agent's own included
 	Digest  string   `json:"digest,omitempty"`
+	// Tier is the cache directory of this agent that has it, if one does, and
+	// Replica says that it came from a neighbour.
+	Tier    string `json:"tier,omitempty"`
+	Replica bool   `json:"replica,omitempty"`
 }

@@ -26,7 +26,7 @@ var update = flag.Bool("update", false, "write openapi.yaml's schemas anew from 
 // described are the types that the API sends and takes.
 var described = []any{
 	Status{}, FetchedBytes{}, Tier{}, Mount{}, Peer{}, MountRequest{}, PrefetchRequest{}, PathRequest{}, TierRequest{},
-	Stat{}, Du{}, DuSource{}, Pinned{}, Evicted{}, Job{}, Location{}, BlockLocation{},
+	Stat{}, TierPart{}, Du{}, DuSource{}, Pinned{}, Evicted{}, Job{}, Location{}, BlockLocation{},
 	MountOptions{}, StagedFile{}, StagedRequest{},
 	PlanRequest{}, PlanManifest{}, PlanRenewal{}, Plan{}, PlanRank{},
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/covey-cache/covey"
@@ -70,13 +71,13 @@ func (a *Agent) Stat(ctx context.Context, path string) (gateway.Stat, error) {
 		return gateway.Stat{}, err
 	}
 	defer p.release()
-	s := gateway.Stat{Path: path, Kind: dataset.Dir.String()}
+	s := gateway.Stat{Path: path, Kind: dataset.Dir.String(), Tiers: []gateway.TierPart{}}
 	err = a.eachFile(ctx, p.ds, p.rel, func(file string, e dataset.Entry) {
 		o := p.ds.Object(file, e)
 		if file == p.rel {
 			s.Kind, s.Key, s.Version = dataset.File.String(), o.Key, o.Version
 		}
-		addStat(&s, a.store.Stat(o))
+		addStat(&s, a.store.Stat(o), a.store.StatTiers(o))
 	})
 	if err != nil {
 		return s, fmt.Errorf("stat %s: %w", path, err)
@@ -84,7 +85,16 @@ func (a *Agent) Stat(ctx context.Context, path string) (gateway.Stat, error) {
 	return s, nil
 }
 
-func addStat(s *gateway.Stat, st blockstore.Stat) {
+func addStat(s *gateway.Stat, st blockstore.Stat, parts []blockstore.TierPart) {
+	for _, p := range parts {
+		i := slices.IndexFunc(s.Tiers, func(t gateway.TierPart) bool { return t.Dir == p.Dir })
+		if i < 0 {
+			i = len(s.Tiers)
+			s.Tiers = append(s.Tiers, gateway.TierPart{Dir: p.Dir})
+		}
+		s.Tiers[i].Add(tierPart(p))
+	}
+	s.BlocksReplica += int64(st.Replicas)
 	s.Size += st.Object.Size
 	s.Files++
 	s.Blocks += int64(st.Object.Blocks())

@@ -36,7 +36,10 @@ func (a *Agent) Du(ctx context.Context, path string) (gateway.Du, error) {
 	if err != nil {
 		return gateway.Du{}, fmt.Errorf("du %s: %w", path, err)
 	}
-	s := duSource(path, du)
+	s, err := a.duSource(path, du, p.holds)
+	if err != nil {
+		return gateway.Du{}, fmt.Errorf("du %s: %w", path, err)
+	}
 	return gateway.Du{Sources: []gateway.DuSource{s}, Total: s}, nil
 }
 
@@ -58,19 +61,27 @@ func (a *Agent) duBySource(ctx context.Context) (gateway.Du, error) {
 	if err != nil {
 		return gateway.Du{}, err
 	}
-	r := gateway.Du{Total: duSource("", total)}
+	var r gateway.Du
+	if r.Total, err = a.duSource("", total, nil); err != nil {
+		return r, err
+	}
 	for _, name := range slices.Sorted(maps.Keys(seen)) {
 		if err := ctx.Err(); err != nil {
 			return r, fmt.Errorf("add up what is cached: %w", err)
 		}
-		du, err := a.store.Du(func(o covey.Object) bool {
+		match := func(o covey.Object) bool {
 			of := known.of(o)
 			return of == name || name == otherOrigins && !seen[of]
-		})
+		}
+		du, err := a.store.Du(match)
 		if err != nil {
 			return r, err
 		}
-		r.Sources = append(r.Sources, duSource(name, du))
+		s, err := a.duSource(name, du, match)
+		if err != nil {
+			return r, err
+		}
+		r.Sources = append(r.Sources, s)
 	}
 	return r, nil
 }
@@ -106,10 +117,29 @@ func (list sources) of(o covey.Object) string {
 	return o.Origin
 }
 
-func duSource(name string, du blockstore.Du) gateway.DuSource {
-	return gateway.DuSource{
+// duSource puts a sum into the API's words, with the parts of the tiers. Where there
+// is one tier, that is the sum.
+func (a *Agent) duSource(name string, du blockstore.Du, match func(covey.Object) bool) (gateway.DuSource, error) {
+	s := gateway.DuSource{
 		Source: name, Files: int64(du.Objects), FilesCached: int64(du.Whole), Blocks: int64(du.Blocks), Used: du.Used,
-		FilesPinned: int64(du.Pinned), PinnedUsed: du.PinnedUsed, Reserved: du.Missing,
+		FilesPinned: int64(du.Pinned), PinnedUsed: du.PinnedUsed, Reserved: du.Missing, BlocksReplica: int64(du.Replicas),
+		Tiers: []gateway.TierPart{},
+	}
+	if tiers := a.store.Tiers(); len(tiers) == 1 {
+		s.Tiers = append(s.Tiers, tierPart(blockstore.TierPart{Dir: tiers[0].Dir, Du: du}))
+		return s, nil
+	}
+	parts, err := a.store.DuTiers(match)
+	for _, p := range parts {
+		s.Tiers = append(s.Tiers, tierPart(p))
+	}
+	return s, err
+}
+
+func tierPart(p blockstore.TierPart) gateway.TierPart {
+	return gateway.TierPart{
+		Dir: p.Dir, Files: int64(p.Objects), FilesCached: int64(p.Whole), Blocks: int64(p.Blocks),
+		BlocksReplica: int64(p.Replicas), Used: p.Used, FilesPinned: int64(p.Pinned),
 	}
 }
 

@@ -121,6 +121,7 @@ func (a *Agent) locateBlock(ctx context.Context, l covey.Locator, e *covey.Exten
 			b.Digest = known.Digest.String()
 		}
 	}
+	b.Tier, b.Replica, _ = a.store.Where(l)
 	self := peerName(a.network.Self())
 	if a.store.Present(e).Has(slot) && !slices.Contains(b.Holders, self) {
 		b.Holders = append(b.Holders, self)

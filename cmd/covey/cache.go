@@ -65,7 +65,15 @@ func showStat(w io.Writer, s gateway.Stat) {
 	fmt.Fprintf(w, "size\t%s (%d bytes)\n", formatSize(s.Size), s.Size)
 	fmt.Fprintf(w, "files\t%d of %d cached whole\n", s.FilesCached, s.Files)
 	fmt.Fprintf(w, "blocks\t%d of %d cached, %s on disk\n", s.BlocksCached, s.Blocks, formatSize(s.Used))
+	if s.BlocksCached > 0 {
+		fmt.Fprintf(w, "copies\t%d primaries, %d replicas\n", s.BlocksCached-s.BlocksReplica, s.BlocksReplica)
+	}
 	fmt.Fprintf(w, "pinned\t%d of %d files\n", s.FilesPinned, s.Files)
+	if len(s.Tiers) > 1 {
+		for _, t := range s.Tiers {
+			fmt.Fprintf(w, "tier\t%s: %d blocks, %s, %d files whole\n", t.Dir, t.Blocks, formatSize(t.Used), t.FilesCached)
+		}
+	}
 }
 
 func (a *app) duCommand() *cobra.Command {
@@ -81,10 +89,17 @@ count as long as they are here.`,
 }
 
 func showDu(w io.Writer, d gateway.Du) {
-	fmt.Fprintln(w, "USED\tFILES\tWHOLE\tBLOCKS\tPINNED\tRESERVED\tSOURCE")
+	fmt.Fprintln(w, "USED\tFILES\tWHOLE\tBLOCKS\tREPLICAS\tPINNED\tRESERVED\tSOURCE")
 	row := func(s gateway.DuSource, name string) {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%s\t%s\n", formatSize(s.Used), s.Files, s.FilesCached, s.Blocks,
-			s.FilesPinned, formatSize(s.Reserved), name)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", formatSize(s.Used), s.Files, s.FilesCached, s.Blocks,
+			s.BlocksReplica, s.FilesPinned, formatSize(s.Reserved), name)
+		if len(s.Tiers) < 2 {
+			return
+		}
+		for _, t := range s.Tiers {
+			fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t\t  in %s\n", formatSize(t.Used), t.Files, t.FilesCached, t.Blocks,
+				t.BlocksReplica, t.FilesPinned, t.Dir)
+		}
 	}
 	for _, s := range d.Sources {
 		row(s, s.Source)

@@ -202,9 +202,16 @@ func pathOrSource(s string) (string, error) {
 
 func showLocation(w io.Writer, l gateway.Location) {
 	fmt.Fprintf(w, "%s\t%s, version %s\n", l.Key, formatSize(l.Size), l.Version)
-	fmt.Fprintln(w, "BLOCK\tCID\tHOLDERS\tHOMES")
+	fmt.Fprintln(w, "BLOCK\tCID\tHOLDERS\tHOMES\tHERE")
 	for _, b := range l.Blocks {
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", b.Index, b.CID, orDash(b.Holders), orDash(b.Homes))
+		here := "-"
+		if b.Tier != "" {
+			here = b.Tier
+		}
+		if b.Replica {
+			here += " (replica)"
+		}
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", b.Index, b.CID, orDash(b.Holders), orDash(b.Homes), here)
 	}
 }
 
