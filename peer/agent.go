@@ -104,6 +104,8 @@ type AgentOptions struct {
 	// OriginStrict refuses reads of the origin that no home has granted: a read
 	// that the mesh cannot answer until its deadline fails instead.
 	OriginStrict bool
+	// Holder keeps the mounts for the next agent, should this one be killed.
+	Holder HolderOptions
 	// Dataset is the policy of every data set.
 	Dataset dataset.Options
 	// Mount is how every mount behaves.
@@ -199,12 +201,15 @@ type Agent struct {
 	mountMetrics  *mount.Metrics
 	corrupt       *corruptCounter
 
-	mender  *mender
-	mounts  *mountTable
-	written *regrouper
-	staging *mount.Staging // nil: nothing can be mounted to write
-	jobs    *jobTable
-	plans   *planTable
+	mender *mender
+	mounts *mountTable
+	keeper *mount.Keeper // nil: mounts end with the agent
+	// resuming says that sources are to be opened without asking them.
+	resuming atomic.Bool
+	written  *regrouper
+	staging  *mount.Staging // nil: nothing can be mounted to write
+	jobs     *jobTable
+	plans    *planTable
 	// changing has a value while somebody pins, unpins or evicts by path.
 	changing chan struct{}
 
@@ -348,6 +353,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		return nil
 	})
 
+	// First of all: readers of the agent before are waiting.
+	a.openHolder(running)
 	services.Go(func() error {
 		a.resumeStaged(running)
 		return nil
@@ -366,6 +373,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.plans.cancelAll()
 	a.unmountAll()
 	stopServing()
+	if a.keeper != nil {
+		defer a.keeper.Close()
+	}
 	return errors.Join(err, services.Wait())
 }
 
@@ -399,6 +409,9 @@ func (a *Agent) join(ctx context.Context) {
 // an origin that cannot be reached is tried again until it can.
 func (a *Agent) mountConfigured(ctx context.Context) error {
 	for _, m := range a.opts.Mounts {
+		if a.mounted(ctx, m) {
+			continue
+		}
 		a.notReady.Store("mounting " + m.Source)
 		for {
 			_, err := a.Mount(ctx, gateway.MountRequest{Source: m.Source, Dir: m.Dir, Options: m.Options})
@@ -442,7 +455,7 @@ func (a *Agent) OpenDataset(ctx context.Context, source string) (*dataset.Datase
 
 func (a *Agent) openSource(ctx context.Context, url string) (*origin.Source, error) {
 	src, err := origin.Open(ctx, url, origin.Options{
-		HTTP: a.opts.OriginHTTP, Log: a.log, Metrics: a.originMetrics,
+		HTTP: a.opts.OriginHTTP, Log: a.log, Metrics: a.originMetrics, SkipCheck: a.resuming.Load(),
 		Retry: origin.Retry{Throttled: func(name string) { a.fetcher.Throttled(name) }},
 	})
 	if err == nil {

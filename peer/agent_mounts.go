@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -35,6 +36,7 @@ type mountTable struct {
 // being mounted, and only keeps its directory from being taken twice.
 type mountEntry struct {
 	dir     string
+	request gateway.MountRequest
 	dataset *dataset.Dataset
 	mount   *mount.Mount
 	// running ends by stop: when the mount is to end, or is not to begin.
@@ -58,7 +60,10 @@ func (t *mountTable) reserve(dir string) (*mountEntry, error) {
 	if t.closed {
 		return nil, errLeaving(dir)
 	}
-	if _, taken := t.byDir[dir]; taken {
+	if old, taken := t.byDir[dir]; taken && old.detached() {
+		// It was unmounted lazily, and goes on for who has files open.
+		delete(t.byDir, dir)
+	} else if taken {
 		return nil, fmt.Errorf("mount on %s: this agent already has a mount there; unmount it first with `covey umount %s`: %w", dir, dir, covey.ErrInvalid)
 	}
 	if len(t.byDir) >= maxMounts {
@@ -70,22 +75,34 @@ func (t *mountTable) reserve(dir string) (*mountEntry, error) {
 	return e, nil
 }
 
+// detached reports whether the mount was taken off its directory while files are
+// open in it.
+func (e *mountEntry) detached() bool {
+	if e.mount == nil {
+		return false
+	}
+	_, _, mounted := mount.Mounted(e.dir)
+	return !mounted
+}
+
 func errLeaving(dir string) error {
 	return fmt.Errorf("mount on %s: the agent is leaving: %w", dir, covey.ErrUnavailable)
 }
 
 // serving sets what the entry mounts.
-func (t *mountTable) serving(e *mountEntry, ds *dataset.Dataset, m *mount.Mount) {
+func (t *mountTable) serving(e *mountEntry, r gateway.MountRequest, ds *dataset.Dataset, m *mount.Mount) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	e.dataset, e.mount = ds, m
+	e.request, e.dataset, e.mount = r, ds, m
 }
 
 // drop frees the entry's directory and ends the entry.
 func (t *mountTable) drop(e *mountEntry) {
 	e.stop()
 	t.mu.Lock()
-	delete(t.byDir, e.dir)
+	if t.byDir[e.dir] == e {
+		delete(t.byDir, e.dir)
+	}
 	t.mu.Unlock()
 	close(e.ended)
 }
@@ -171,18 +188,12 @@ func (a *Agent) mount(ctx context.Context, e *mountEntry, r gateway.MountRequest
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(e.running, cancel)()
-	m, release, err := a.attach(ctx, e, r)
+	m, release, err := a.attach(ctx, e, r, nil)
 	if err != nil {
 		a.mounts.drop(e)
 		return err
 	}
-	go func() {
-		if err := m.Run(e.running); err != nil {
-			a.log.Error("mount ended", "dir", e.dir, "error", err)
-		}
-		release()
-		a.mounts.drop(e)
-	}()
+	go a.runMount(e, m, release)
 	select {
 	case <-m.Ready():
 		return nil
@@ -195,9 +206,19 @@ func (a *Agent) mount(ctx context.Context, e *mountEntry, r gateway.MountRequest
 	}
 }
 
-// attach opens the source and mounts it; who calls it runs the mount and then
-// calls release.
-func (a *Agent) attach(ctx context.Context, e *mountEntry, r gateway.MountRequest) (m *mount.Mount, release func(), err error) {
+// runMount serves until the entry is stopped or somebody unmounts, and then gives
+// everything back.
+func (a *Agent) runMount(e *mountEntry, m *mount.Mount, release func()) {
+	if err := m.Run(e.running); err != nil {
+		a.log.Error("mount ended", "dir", e.dir, "error", err)
+	}
+	release()
+	a.mounts.drop(e)
+}
+
+// attach opens the source and mounts it, or resumes what a holder has kept; who
+// calls it runs the mount and then calls release.
+func (a *Agent) attach(ctx context.Context, e *mountEntry, r gateway.MountRequest, kept *mount.Kept) (m *mount.Mount, release func(), err error) {
 	opts := a.opts.Mount
 	if r.Profile != "" {
 		if opts.Profile, err = mount.ParseProfile(r.Profile); err != nil {
@@ -213,11 +234,19 @@ func (a *Agent) attach(ctx context.Context, e *mountEntry, r gateway.MountReques
 		release()
 		return nil, nil, fmt.Errorf("mount %s on %s: %w", r.Source, r.Dir, err)
 	}
-	if m, err = mount.New(ds, a.blocks, e.dir, opts); err != nil {
+	opts.Keeper = a.keeper
+	if opts.Extra, err = json.Marshal(r); err == nil {
+		if kept != nil {
+			m, err = mount.Resume(kept, ds, a.blocks, opts)
+		} else {
+			m, err = mount.New(ds, a.blocks, e.dir, opts)
+		}
+	}
+	if err != nil {
 		release()
 		return nil, nil, err
 	}
-	a.mounts.serving(e, ds, m)
+	a.mounts.serving(e, r, ds, m)
 	return m, release, nil
 }
 

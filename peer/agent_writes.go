@@ -93,6 +93,7 @@ func (a *Agent) resumeStaged(ctx context.Context) {
 	if a.staging == nil {
 		return
 	}
+	a.staging.DropRemoved()
 	for _, s := range a.staging.List() {
 		if s.State == mount.StagedInterrupted {
 			a.log.Warn("a file was being written when the agent before ended; it is in staging (covey staged)",

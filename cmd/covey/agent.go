@@ -88,6 +88,9 @@ func peerOptions(c *agentConfig, log *slog.Logger) (peer.AgentOptions, error) {
 		}
 		opts.CacheKeys = keys
 	}
+	if c.holder {
+		opts.Holder = holderOptions(c.state)
+	}
 	for _, d := range c.cache {
 		opts.Cache = append(opts.Cache, peer.CacheDir{Dir: d.dir, Size: d.size})
 	}

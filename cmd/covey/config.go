@@ -36,6 +36,7 @@ type agentConfig struct {
 	http       string // "" when off
 	mounts     []mountSpec
 	allowOther bool
+	holder     bool
 	staging    int64 // 0 for the default
 	dataPlane  string
 	dataListen string // "" for the default
@@ -245,9 +246,11 @@ func (c *agentConfig) parseMountOptions(l layer) error {
 }
 
 func (c *agentConfig) parseWrites(l layer) (err error) {
-	if v, ok := l["allow-other"]; ok {
-		if c.allowOther, err = strconv.ParseBool(v.words[0]); err != nil {
-			return l.fault("allow-other", fmt.Errorf("%q is neither true nor false", v.words[0]))
+	for name, to := range map[string]*bool{"allow-other": &c.allowOther, "holder": &c.holder} {
+		if v, ok := l[name]; ok {
+			if *to, err = strconv.ParseBool(v.words[0]); err != nil {
+				return l.fault(name, fmt.Errorf("%q is neither true nor false", v.words[0]))
+			}
 		}
 	}
 	if v, ok := l["staging"]; ok {

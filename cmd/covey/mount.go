@@ -144,10 +144,11 @@ func (a *app) umountCommand() *cobra.Command {
 		Short: "unmount a data set",
 		Long: `umount asks the agent to unmount a directory. When no agent answers, or the agent that
 mounted it is another one or dead, umount takes it off itself.`,
-		Example: "  covey umount /mnt/imagenet",
+		Example: "  covey umount /mnt/imagenet\n  covey umount --lazy /mnt/imagenet",
 		Args:    exactly("DIR"),
 		RunE:    a.umount,
 	}
+	cmd.Flags().Bool("lazy", false, "take the mount off at once; files that are open stay readable until they are closed")
 	addClientFlags(cmd)
 	return cmd
 }
@@ -156,6 +157,10 @@ func (a *app) umount(cmd *cobra.Command, args []string) error {
 	dir, err := mountedDir(args[0])
 	if err != nil {
 		return err
+	}
+	if lazy, _ := cmd.Flags().GetBool("lazy"); lazy {
+		// The agent hears of it when the last file is closed.
+		return mount.Umount(dir, true)
 	}
 	err = a.ask(cmd, func(ctx context.Context, c *gateway.Client) error {
 		ctx, cancel := context.WithTimeout(ctx, umountTimeout)

@@ -65,6 +65,7 @@ func (a *app) commands() []*cobra.Command {
 		a.prefetchCommand(),
 		a.statusCommand(),
 		a.stagedCommand(),
+		a.holderCommand(),
 		a.peersCommand(),
 		a.mountsCommand(),
 		a.plansCommand(),

@@ -51,6 +51,7 @@ var settings = []setting{
 	{"data-listen", single, "`HOST:PORT` of the plain data plane (default: the host of --listen, and its port + 2)"},
 	{"mount-options", byLine, "options of the mount on DIR, `DIR=OPTION,...`: rw, allow_other, uid=N, gid=N, umask=OCTAL; may be repeated"},
 	{"allow-other", single, "let other users read every mount, as their permission bits say; `true` or false (default false)"},
+	{"holder", single, "a small process keeps the mounts while the agent is killed and started again: for agents that something restarts; `true` or false (default false)"},
 	{"staging", single, "`SIZE` that files written to mounts may take until they are uploaded (default a quarter of the first cache)"},
 	{"max-age", single, "believe a listing for `TIME` before asking the origin again; 0s asks at each open (default 1m)"},
 	{"immutable", single, "no object ever changes: listings are believed for ever; `true` or false (default false)"},
@@ -66,7 +67,7 @@ var settings = []setting{
 }
 
 // switches are the settings that a flag without a value turns on.
-var switches = []string{"immutable", "allow-other", "origin-strict"}
+var switches = []string{"immutable", "allow-other", "holder", "origin-strict"}
 
 // value is what a setting was given, and where, for error messages.
 type value struct {
