@@ -53,7 +53,6 @@ type planTable struct {
 	// INVARIANT: once closed is set, byID does not grow.
 	mu     sync.Mutex
 	byID   map[string]*heldPlan
-	orders int64 // bytes that the orders of byID may need
 	closed bool
 	all    sync.WaitGroup
 }
@@ -159,9 +158,10 @@ func (t *planTable) add(p *heldPlan) (context.Context, error) {
 		return nil, fmt.Errorf("plan: the agent is leaving: %w", covey.ErrUnavailable)
 	case len(t.byID) >= maxPlans:
 		return nil, fmt.Errorf("plan: this agent holds %d plans, its limit; cancel one, or wait for the lease of a dead job to end: %w", maxPlans, covey.ErrFull)
-	case p.orderBytes() > maxOrderBytes-t.orders:
+	}
+	if free := maxOrderBytes - t.shareOrder(p); p.orderBytes() > free {
 		return nil, fmt.Errorf("plan: orders of %d bytes, and this agent has %d left for them; plan the files rather than the samples: %w",
-			p.orderBytes(), maxOrderBytes-t.orders, covey.ErrFull)
+			p.orderBytes(), free, covey.ErrFull)
 	}
 	if t.dir == "" {
 		dir, err := os.MkdirTemp("", "covey-plans-")
@@ -177,9 +177,28 @@ func (t *planTable) add(p *heldPlan) (context.Context, error) {
 	running, cancel := context.WithCancel(context.Background())
 	p.cancel = cancel
 	t.byID[p.id] = p
-	t.orders += p.orderBytes()
 	t.all.Add(1)
 	return running, nil
+}
+
+// shareOrder gives a plan the order of one that is the same: the ranks of a node
+// post a plan each. It returns what the other orders may need in memory; t.mu is
+// held.
+func (t *planTable) shareOrder(p *heldPlan) (others int64) {
+	seen := map[*ahead.Order]bool{}
+	for _, q := range t.byID {
+		if spec := p.order.Spec(); spec.World > 0 && q.order.Spec() == spec && q.epochs == p.epochs {
+			p.order = q.order
+		}
+		if !seen[q.order] {
+			seen[q.order] = true
+			others += q.orderBytes()
+		}
+	}
+	if seen[p.order] {
+		others -= p.orderBytes()
+	}
+	return others
 }
 
 // remove forgets a plan that has ended.
@@ -189,7 +208,6 @@ func (t *planTable) remove(p *heldPlan) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.byID, p.id)
-	t.orders -= p.orderBytes()
 	t.all.Done()
 }
 

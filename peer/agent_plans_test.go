@@ -227,6 +227,33 @@ func TestOrdersAreBounded(t *testing.T) {
 	}
 }
 
+// The ranks of a node that post a plan each share one order.
+func TestRanksShareAnOrder(t *testing.T) {
+	a, source := planned(t, 1)
+	var held []*heldPlan
+	for rank := range uint32(3) {
+		// Each order needs a third of what all may need, and a little more.
+		p, err := a.AddPlan(t.Context(), planOf(t, source, maxOrderBytes/8/3+1, rank))
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, err := a.plans.get(p.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, q)
+	}
+	if held[0].order != held[1].order || held[1].order != held[2].order {
+		t.Error("three ranks have orders of their own")
+	}
+	for i := range 3 {
+		_, err := a.AddPlan(t.Context(), planOf(t, source, maxOrderBytes/8/3+2+uint64(i), 0))
+		if full := errors.Is(err, covey.ErrFull); full != (i > 0) {
+			t.Errorf("order %d more: %v", i+1, err)
+		}
+	}
+}
+
 // What an agent that died has left is removed by the next.
 func TestStaleCursorsAreRemoved(t *testing.T) {
 	state := t.TempDir()

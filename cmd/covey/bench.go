@@ -41,6 +41,7 @@ type trainFlags struct {
 	firstRank               uint32
 	epochs, generate        int
 	seed                    uint64
+	startup                 time.Duration
 	planned, free, jsonLine bool
 }
 
@@ -75,6 +76,7 @@ only a run without it can be compared with the benchmark's results.`,
 	fs.IntVar(&f.epochs, "epochs", 2, "how many epochs; the first is cold when nothing is cached yet")
 	fs.IntVar(&f.generate, "generate", 0, "write so many files of the load into DIR, and do nothing else")
 	fs.Uint64Var(&f.seed, "seed", 1, "the seed of the order")
+	fs.DurationVar(&f.startup, "startup", time.Second, "how long the job takes to begin, after it has told its plan where it tells one")
 	fs.BoolVar(&f.planned, "plan", false, "tell the agent what will be read")
 	fs.BoolVar(&f.free, "no-compute", false, "do not sleep: as fast as it can be read")
 	addClientFlags(cmd)
@@ -111,7 +113,7 @@ func (a *app) benchTrain(cmd *cobra.Command, dir string, f trainFlags) error {
 		return misuse("no load %q: give one of %s", f.load, strings.Join(slices.Sorted(maps.Keys(train.Loads)), ", "))
 	case !(f.scale > 0 && f.scale <= 1):
 		return misuse("scale %v: give a number above 0, up to 1", f.scale)
-	case f.generate < 0 || f.epochs < 1 || f.accelerators < 1:
+	case f.generate < 0 || f.epochs < 1 || f.accelerators < 1 || f.startup < 0:
 		return misuse("epochs and accelerators must be 1 or more, and files 0 or more")
 	}
 	load = load.Scaled(f.scale)
@@ -160,13 +162,18 @@ func (a *app) trainOn(cmd *cobra.Command, o train.Options, f trainFlags) (*train
 		return nil, err
 	}
 	var origin []int64
-	o.Between = func(int) error {
-		if c == nil {
+	// What is read ahead while the job begins is of its first epoch.
+	note := func(epoch int) error {
+		if c == nil || epoch == 0 {
 			return nil
 		}
 		s, err := c.Status(ctx)
 		origin = append(origin, s.OriginBytes)
 		return err
+	}
+	o.Between = note
+	if err := note(-1); err != nil {
+		return nil, err
 	}
 	if f.planned {
 		end, err := postPlan(ctx, c, &o, len(names))
@@ -174,6 +181,11 @@ func (a *app) trainOn(cmd *cobra.Command, o train.Options, f trainFlags) (*train
 			return nil, err
 		}
 		defer end()
+	}
+	select {
+	case <-time.After(f.startup):
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	epochs, err := train.Run(ctx, o)
 	if err != nil {

@@ -228,8 +228,9 @@ func (g *group) scanShare(ctx context.Context, j *Job, latency time.Duration, mo
 	p, settled := g.place, g.taken
 	from, until := j.shareWindow(latency, most)
 	j.until = until
+	sharing := g.walksFor(j)
 	g.mu.Unlock()
-	if world == 0 || !settled || p.self < 0 || from >= until {
+	if world == 0 || !settled || p.self < 0 || from >= until || sharing {
 		return false
 	}
 	var buf [scanChunk]uint32
@@ -261,6 +262,20 @@ func (g *group) scanShare(ctx context.Context, j *Job, latency time.Duration, mo
 		j.owned = max(j.owned, from+n)
 	}
 	return j.owned < until
+}
+
+// walksFor says whether a job before this one is of the same order, and goes
+// through it for both: the ranks of a node may have a plan each. g.mu is held.
+func (g *group) walksFor(j *Job) bool {
+	for _, other := range g.jobs {
+		switch {
+		case other == j:
+			return false
+		case other.dropped == "" && !other.foreign && other.order == j.order:
+			return true
+		}
+	}
+	return false
 }
 
 // shareWindow returns the positions to look through for this node's share;
