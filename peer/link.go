@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -124,6 +126,23 @@ func (l *link) recovered() {
 	l.failures, l.until, l.probe = 0, time.Time{}, time.Time{}
 }
 
+// hurry brings the next probe forward, to a random moment of the coming second.
+func (l *link) hurry(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	soon := now.Add(rand.N(time.Second))
+	if !l.probe.IsZero() && soon.Before(l.probe) {
+		l.probe = soon
+	}
+}
+
+// doubted reports whether the member failed and has shown no life since.
+func (l *link) doubted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.failures > 0
+}
+
 // dueProbe reports whether the member is to be looked at now, and if so takes
 // that on: the caller ends it with probed.
 func (l *link) dueProbe(now time.Time) bool {
@@ -185,6 +204,26 @@ func (n *Network) reachable(p peer.ID) {
 	if n.table.SetDown(p, false) {
 		n.log.Info("member reachable again", "peer", p.String())
 		n.metrics.setLive(n.table)
+		n.hurryProbes()
+	}
+}
+
+// hurryProbes has every member that is backed off looked at within a second, at
+// most once in backOffFirst. When one is back, a network has healed or a rack has
+// power again, and the others need not wait for the rest of up to a minute: while
+// halves of a mesh stay apart, each reads from the origin what the other has.
+func (n *Network) hurryProbes() {
+	now := time.Now()
+	n.mu.Lock()
+	if now.Sub(n.hurried) < backOffFirst {
+		n.mu.Unlock()
+		return
+	}
+	n.hurried = now
+	links := slices.Collect(maps.Values(n.links))
+	n.mu.Unlock()
+	for _, l := range links {
+		l.hurry(now)
 	}
 }
 
@@ -258,8 +297,10 @@ func (n *Network) openClient(l *link, proto protocol.ID, oc *openClient) {
 		return
 	}
 	oc.spoken = s.Protocol()
+	// That a stream opens is no sign of life: on a connection that stands it does so
+	// without a word from the other side, which may be cut off. A new connection was
+	// greeted, and an answer counts when it is here.
 	oc.client = mux.NewClient(s, n.opts.StallAfter, n.clientCounters(l, proto))
-	n.reachable(l.peer)
 	close(oc.ready)
 	stop := context.AfterFunc(n.ctx, func() { oc.client.Fail(errClosed) })
 	err = oc.client.Run()
@@ -372,6 +413,9 @@ func (n *Network) askOnce(ctx context.Context, l *link, q *ask) (again bool, err
 		return used && !q.begun && ctx.Err() == nil, err
 	}
 	l.seen.Store(time.Now().UnixNano())
+	if l.doubted() {
+		n.reachable(l.peer)
+	}
 	if q.proto == membersProtocol { // the others may have to wait for a home or an origin
 		l.measured(time.Since(began))
 	}

@@ -44,7 +44,8 @@ const (
 // renewal, or until it says goodbye. [Network.Live] leaves out those that this
 // node could not dial, or whose stream stalled, from that moment on until one
 // of: a probe by Run succeeds (tried after 5 s, doubling to 60 s; a stall is
-// looked into after 250 ms), or the member connects by itself. A connection that
+// looked into after 250 ms; all are tried within a second when one is back), or
+// the member connects by itself. A connection that
 // merely drops is tried again at once. Nobody else hears of it.
 type Network struct {
 	opts    NetworkOptions
@@ -97,6 +98,7 @@ type Network struct {
 	first    chan struct{}
 	firstErr error
 	flushed  time.Time
+	hurried  time.Time // when the members backed off were last all looked at
 }
 
 // NewNetwork loads or makes the identity and listens. It answers joins from then

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,8 +31,10 @@ type view struct {
 	mu    sync.Mutex
 	epoch uint64
 	down  map[covey.PeerID]*absence
-	// alive is down's size, so that whether a peer is down costs no lock when
-	// none is.
+	// hurried is when the probes of all were last brought forward.
+	hurried time.Time
+	// any says that down has some, so that whether a peer is down costs no lock
+	// when none is.
 	any atomic.Bool
 }
 
@@ -91,8 +94,18 @@ func (v *view) found(ids ...covey.PeerID) {
 	for _, id := range ids {
 		delete(v.down, id)
 	}
-	if len(v.down) != n {
-		v.rebuild()
+	if len(v.down) == n {
+		return
+	}
+	v.rebuild()
+	// Who finds one again looks at the others soon, as package peer does.
+	if now := time.Now(); now.Sub(v.hurried) >= probeFirst {
+		v.hurried = now
+		for _, a := range v.down {
+			if soon := now.Add(rand.N(time.Second)); soon.Before(a.probe) {
+				a.probe = soon
+			}
+		}
 	}
 }
 
