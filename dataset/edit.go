@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -114,6 +115,21 @@ func (d *Dataset) RenameDir(ctx context.Context, path, to string) error {
 	_, name := splitPath(to)
 	d.changed(path, Entry{})
 	d.changed(to, Entry{Name: name, Kind: Dir})
+	return nil
+}
+
+// SetMode gives a file, which is as the entry says, other permission bits, or is
+// ErrUnsupported.
+func (d *Dataset) SetMode(ctx context.Context, path string, e Entry, mode fs.FileMode) error {
+	ed, err := d.editor("change", path)
+	if err != nil {
+		return err
+	}
+	if err := ed.SetMode(ctx, d.src.Prefix+path, mode); err != nil {
+		return err
+	}
+	e.Mode = mode.Perm()
+	d.changed(path, e)
 	return nil
 }
 

@@ -67,6 +67,7 @@ const (
 	recUnbacked
 	recSmall
 	recLast
+	recMove
 )
 
 func newLedger() (*ledger, error) {
@@ -227,6 +228,13 @@ func (m *ledger) lookup(id, count uint64) {
 func (m *ledger) forget(id, lookups uint64) {
 	if m != nil {
 		m.begin().num(id).num(lookups).end(recForget)
+	}
+}
+
+// move notes a directory's new place.
+func (m *ledger) move(n *node) {
+	if m != nil {
+		m.begin().num(n.id).num(n.parent.id).text(n.name).end(recMove)
 	}
 }
 

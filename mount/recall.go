@@ -143,6 +143,11 @@ func (im *image) applyRest(op byte, f *fields) {
 		im.backed[int32(f.num())] = struct{}{}
 	case recUnbacked:
 		delete(im.backed, int32(f.num()))
+	case recMove:
+		id, parent, name := f.num(), f.num(), f.text()
+		if n := im.nodes[id]; n != nil {
+			n.parent, n.name = parent, name
+		}
 	case recSmall:
 		im.small = true
 	case recLast:

@@ -38,6 +38,11 @@ func (t *tree) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newNam
 	if err := r.run(ctx); err != nil {
 		return t.refused(ctx, "rename failed", r.from, err)
 	}
+	if r.isDir {
+		// Whoever has it open or works in it goes on below the new name.
+		t.nodes.move(from, oldName, to, newName)
+		return fuse.OK
+	}
 	t.renamed(to, newName)
 	return fuse.OK
 }
@@ -56,6 +61,7 @@ type renaming struct {
 	*tree
 	from, to  string
 	noReplace bool
+	isDir     bool // set by run
 }
 
 func (r *renaming) run(ctx context.Context) error {
@@ -72,6 +78,7 @@ func (r *renaming) run(ctx context.Context) error {
 		return err
 	}
 	if e.Kind == dataset.Dir {
+		r.isDir = true
 		return r.dir(ctx)
 	}
 	if r.noReplace {
@@ -159,3 +166,22 @@ func (r *renaming) dir(ctx context.Context) error {
 }
 
 var errNotDir = fmt.Errorf("not a directory: %w", covey.ErrInvalid)
+
+// move gives a directory's node another name. What is below keeps its nodes, whose
+// paths follow; names looked up from then on have the st_ino of their new path.
+func (t *nodes) move(from *node, oldName string, to *node, newName string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.byName.find(from, inoOf(from.ino, oldName), oldName)
+	if n == nil {
+		return
+	}
+	ino := inoOf(to.ino, newName)
+	if old := t.byName.find(to, ino, newName); old != nil {
+		t.byName.remove(old)
+	}
+	t.byName.remove(n)
+	n.parent, n.name, n.ino = to, newName, ino
+	t.byName.add(n)
+	t.ledger.move(n)
+}

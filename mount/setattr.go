@@ -2,6 +2,7 @@ package mount
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"strings"
 	"time"
@@ -103,6 +104,37 @@ func (t *tree) sameOwner(in *fuse.SetAttrIn) fuse.Status {
 	return fuse.OK
 }
 
+// setMode changes an object's permissions where its origin has any. Where it has
+// none the change is let pass and not kept: nearly every program that copies files
+// makes one, and would report a failure that loses nothing.
+func (t *tree) setMode(ctx context.Context, n *node, mode uint32) fuse.Status {
+	path := n.path()
+	e, err := t.names.Lookup(ctx, path)
+	if err == nil && !n.is(e) {
+		return fuse.Status(unix.ESTALE)
+	}
+	if err == nil && e.Kind == dataset.File {
+		err = t.writes.Edits.SetMode(ctx, path, e, fs.FileMode(mode))
+	}
+	if errors.Is(err, origin.ErrUnsupported) {
+		return fuse.OK
+	}
+	if err != nil {
+		return t.refused(ctx, "chmod failed", path, err)
+	}
+	if e.Kind == dataset.File {
+		t.nodes.setMode(n, uint16(mode&0o777))
+	}
+	return fuse.OK
+}
+
+// setMode notes a file's permissions.
+func (t *nodes) setMode(n *node, mode uint16) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.mode = mode
+}
+
 func (t *tree) setObject(ctx context.Context, n *node, in *fuse.SetAttrIn) fuse.Status {
 	if status := t.sameOwner(in); !status.Ok() {
 		return status
@@ -110,7 +142,9 @@ func (t *tree) setObject(ctx context.Context, n *node, in *fuse.SetAttrIn) fuse.
 	var now fuse.Attr
 	t.nodes.fill(n, &now)
 	if mode, ok := in.GetMode(); ok && mode&0o7777 != now.Mode&0o7777 {
-		return fuse.Status(unix.EOPNOTSUPP)
+		if status := t.setMode(ctx, n, mode); !status.Ok() {
+			return status
+		}
 	}
 	if mtime, ok := in.GetMTime(); ok && in.Valid&fuse.FATTR_SIZE == 0 && mtime.UnixNano() != int64(now.Mtime)*1e9+int64(now.Mtimensec) {
 		return fuse.Status(unix.EOPNOTSUPP)

@@ -22,6 +22,7 @@ type Edits interface {
 	Upload(ctx context.Context, path string, body io.ReaderAt, size int64, o origin.UploadOptions) (dataset.Entry, error)
 	Remove(ctx context.Context, path string) error
 	Rename(ctx context.Context, path string, e dataset.Entry, to string, noReplace bool) (dataset.Entry, error)
+	SetMode(ctx context.Context, path string, e dataset.Entry, mode fs.FileMode) error
 	RenameDir(ctx context.Context, path, to string) error
 	MakeDir(ctx context.Context, path string) (dataset.Entry, error)
 	RemoveDir(ctx context.Context, path string) error

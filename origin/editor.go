@@ -34,6 +34,10 @@ type Editor interface {
 	// RemoveDir removes an empty directory; ErrNotEmpty when it is not.
 	RemoveDir(ctx context.Context, key string) error
 
+	// SetMode gives an object other permission bits, which change no version;
+	// ErrUnsupported where there are none.
+	SetMode(ctx context.Context, key string, mode fs.FileMode) error
+
 	// Delete is Bucket's.
 	Delete(ctx context.Context, key string) error
 }

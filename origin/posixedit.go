@@ -113,7 +113,8 @@ func rename(root *os.Root, key, to string, noReplace bool) error {
 	return syncDir(root, path.Dir(to))
 }
 
-// MoveDir renames the directory; what is there must be an empty directory.
+// MoveDir renames the directory; what is there must be an empty directory, and is
+// removed just before.
 func (b *posixEditor) MoveDir(ctx context.Context, key, to string) error {
 	if err := b.checkPut(to, 0); err != nil {
 		return b.fail(ctx, "put", to, err)
@@ -129,10 +130,27 @@ func (b *posixEditor) MoveDir(ctx context.Context, key, to string) error {
 		if err := checkParents(root, to); err != nil {
 			return err
 		}
+		if there, err := root.Lstat(to); err == nil && there.IsDir() {
+			if err := root.Remove(to); err != nil {
+				return err
+			}
+		}
 		if err := root.Rename(key, to); err != nil {
 			return err
 		}
 		return syncDir(root, path.Dir(to))
+	})
+}
+
+// SetMode changes a file's permissions. A symbolic link is not followed.
+func (b *posixEditor) SetMode(ctx context.Context, key string, mode fs.FileMode) error {
+	return b.edit(ctx, opPut, key, func(root *os.Root) error {
+		if info, err := root.Lstat(key); err != nil {
+			return err
+		} else if info.Mode()&fs.ModeSymlink != 0 {
+			return errLink
+		}
+		return root.Chmod(key, mode.Perm())
 	})
 }
 

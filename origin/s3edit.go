@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"net/url"
 	"strings"
 	"time"
@@ -333,6 +334,11 @@ func (b *s3Editor) copyRange(ctx context.Context, from Info, to string, id *stri
 // MoveDir is not to be had: it would be one copy an object, in no single step.
 func (b *s3Editor) MoveDir(_ context.Context, key, to string) error {
 	return failure("rename", key, b.Origin(), fmt.Sprintf("S3 cannot rename a directory to %q in one step", to), ErrUnsupported)
+}
+
+// SetMode is not to be had.
+func (b *s3Editor) SetMode(_ context.Context, key string, _ fs.FileMode) error {
+	return failure("put", key, b.Origin(), "S3 keeps no permissions", ErrUnsupported)
 }
 
 // MakeDir stores a marker, an empty object whose key ends with a slash.
