@@ -35,6 +35,8 @@ type cluster struct {
 	bytes  int // of all requests and replies
 	// own has directories look into their own stores.
 	own bool
+	// side, if set, cuts the links between peers of different sides.
+	side map[covey.PeerID]int
 }
 
 // node is one peer: a directory, what its store holds, and its member table.
@@ -197,7 +199,7 @@ func (c *cluster) reach(from, to covey.PeerID) (*Directory, bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := c.nodes[to]
-	if n == nil || !n.up || !c.nodes[from].up {
+	if n == nil || !n.up || !c.nodes[from].up || c.side[from] != c.side[to] {
 		return nil, false, fmt.Errorf("dial %s: refused", to)
 	}
 	return n.d, c.silent[to], nil

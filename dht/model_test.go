@@ -27,6 +27,10 @@ type herd struct {
 	reading  map[covey.PeerID]map[place]bool
 	failing  float64 // share of granted reads that fail
 	crawling float64 // share that take three seconds
+	// perSecond, if set, is what the origin serves in a second; it refuses more.
+	perSecond int
+	served    map[int64]int
+	refused   map[int64]int
 }
 
 type place struct {
@@ -35,7 +39,7 @@ type place struct {
 }
 
 func newHerd(t *testing.T, seed uint64, blocks int) *herd {
-	return &herd{cluster: newCluster(t, seed), blocks: blocks, reads: map[place]int{}, reading: map[covey.PeerID]map[place]bool{}}
+	return &herd{cluster: newCluster(t, seed), blocks: blocks, reads: map[place]int{}, served: map[int64]int{}, refused: map[int64]int{}, reading: map[covey.PeerID]map[place]bool{}}
 }
 
 // truth is the digest of a block: what every reader finds at the origin.
@@ -46,7 +50,7 @@ func truth(p place) covey.Digest { return testDigest(fmt.Sprintf("%x/%d", p.e, p
 func (h *herd) read(ctx context.Context, n *node, p place) error {
 	deadline := time.Now().Add(time.Minute)
 	one := covey.Bitmap(0).With(p.slot)
-	w := Want{Extent: p.e, Count: h.blocks, Need: one}
+	w := Want{Extent: p.e, Count: h.blocks, Need: one, Bucket: 7, FirstByte: 100 * time.Millisecond}
 	for time.Now().Before(deadline) {
 		if ctx.Err() != nil || n.has(p.e, p.slot) {
 			return ctx.Err()
@@ -73,14 +77,14 @@ func (h *herd) read(ctx context.Context, n *node, p place) error {
 			if b.Digest != truth(p) {
 				return fmt.Errorf("home %s pinned a wrong digest", plan.Home)
 			}
-			if w.Got != 0 || h.copyFrom(ctx, b.Peers, p) {
+			if w.Got != 0 || h.copyFrom(ctx, n, b.Peers, p) {
 				n.put(p.e, truth(p), one)
 				return nil
 			}
 			w.Failed = b.Peers
 		case Fetching:
 			h.mark(n.id, p, true)
-			got := h.follow(ctx, b.Peers[0], p)
+			got := h.follow(ctx, n, b.Peers[0], p)
 			h.mark(n.id, p, false)
 			switch {
 			case !got:
@@ -110,7 +114,9 @@ func (h *herd) granted(ctx context.Context, n *node, p place, home covey.PeerID,
 	defer h.mark(n.id, p, false)
 	o := Outcome{Extent: p.e, Slot: p.slot, Lease: b.Lease, Digest: truth(p)}
 	if h.chance() < h.failing {
-		o.Err = covey.ErrThrottled
+		o.Err = covey.ErrUnavailable
+	} else if !h.admitted() {
+		o.Err, o.Bucket = covey.ErrThrottled, 7
 	} else {
 		x := &Reading{Extent: p.e, Slot: p.slot, Lease: b.Lease, Home: home, TTL: b.TTL, New: true}
 		if err := h.origin(ctx, n, p, x); err != nil {
@@ -168,10 +174,23 @@ func (h *herd) passes(ctx context.Context, n *node, x *Reading, took time.Durati
 	return sleep(ctx, took)
 }
 
+// admitted says whether the origin serves one more request in this second.
+func (h *herd) admitted() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Now().Unix()
+	if h.perSecond > 0 && h.served[now] >= h.perSecond {
+		h.refused[now]++
+		return false
+	}
+	h.served[now]++
+	return true
+}
+
 // inReach reports whether another peer that answers has the block or reads it.
 func (h *herd) inReach(n *node, p place) bool {
 	for _, m := range h.running() {
-		if _, ok := h.alive(m.id); !ok || m == n {
+		if _, ok := h.alive(m.id); !ok || m == n || h.apart(n.id, m.id) {
 			continue
 		}
 		h.mu.Lock()
@@ -202,27 +221,34 @@ func (h *herd) chance() float64 {
 }
 
 // copyFrom asks holders in turn.
-func (h *herd) copyFrom(ctx context.Context, peers []covey.PeerID, p place) bool {
+func (h *herd) copyFrom(ctx context.Context, n *node, peers []covey.PeerID, p place) bool {
 	for _, id := range peers {
 		there, back, _, _ := h.fate()
 		if sleep(ctx, there+back) != nil {
 			return false
 		}
-		if n, ok := h.alive(id); ok && n.has(p.e, p.slot) {
+		if m, ok := h.alive(id); ok && !h.apart(n.id, id) && m.has(p.e, p.slot) {
 			return true
 		}
 	}
 	return false
 }
 
+// apart reports that two peers do not reach each other.
+func (h *herd) apart(a, b covey.PeerID) bool {
+	h.cluster.mu.Lock()
+	defer h.cluster.mu.Unlock()
+	return h.side[a] != h.side[b]
+}
+
 // follow waits for a peer that is said to be reading a block.
-func (h *herd) follow(ctx context.Context, id covey.PeerID, p place) bool {
+func (h *herd) follow(ctx context.Context, by *node, id covey.PeerID, p place) bool {
 	for range 500 {
 		if sleep(ctx, 10*time.Millisecond) != nil {
 			return false
 		}
 		n, ok := h.alive(id)
-		if !ok {
+		if !ok || h.apart(by.id, id) {
 			return false
 		}
 		h.mu.Lock()

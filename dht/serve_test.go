@@ -159,15 +159,36 @@ func FuzzServe(f *testing.F) {
 		wantRequest(Want{Extent: e, Count: 4, Need: 15, Failed: []covey.PeerID{"b"}}, "c"),
 		doneRequest(Outcome{Extent: e, Slot: 1, Digest: x}),
 		doneRequest(Outcome{Extent: e, Slot: 1, Lease: 7, Err: covey.ErrStale}),
+		wantRequest(Want{Extent: e, Count: 64, Need: 3, Spare: 12, Got: 2, Digests: []covey.Digest{x}, Hold: time.Second,
+			FirstByte: time.Second, Bucket: 5, Throttled: time.Second}, ""),
+		doneRequest(Outcome{Extent: e, Slot: 1, Lease: 7, Err: covey.ErrThrottled, Bucket: 5}),
+		{Body: &wire.Request_Progress{Progress: &wire.Progress{Readings: []*wire.Reading{{Extent: e[:], Slot: 1, Lease: 7, Bytes: 1 << 20, TtlMs: 1000}}}}},
+		{Body: &wire.Request_Have{Have: &wire.Have{Seq: 9, Extents: []*wire.ExtentHave{
+			briefMessage(Have{Extent: e, Have: 1, Digests: []covey.Digest{x}})}}}},
 		{Body: &wire.Request_Ask{Ask: &wire.Ask{Extent: e[:]}}},
 		{Body: &wire.Request_Have{Have: &wire.Have{Extents: []*wire.ExtentHave{
 			haveMessage(Have{Extent: e, Have: 1, Digests: []covey.Digest{x}, Gone: 2}, true)}}}},
 	} {
 		f.Add(request(f, r))
 	}
+	for _, p := range []Plan{
+		{Home: "h", Blocks: []BlockPlan{{Slot: 0, State: Fetching, Peers: []covey.PeerID{"p"}, Digest: x, Moving: true}}},
+		{Home: "h", Blocks: []BlockPlan{{Slot: 0, State: Throttled, After: time.Second}}},
+		{Home: "h", Blocks: []BlockPlan{{Slot: 0, State: Redirect, Peers: []covey.PeerID{"p"}}}},
+	} {
+		r := planReply(p)
+		r.Code = wire.Code_OK
+		b, err := wire.EncodeReply(r)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
 	d := loneDirectory(DirectoryOptions{MaxEntries: tableShards * 4}, "a", "b", "c")
 	f.Fuzz(func(t *testing.T, b []byte) {
-		answer := d.Serve(context.Background(), "b", b)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond) // a question may be kept
+		defer cancel()
+		answer := d.Serve(ctx, "b", b)
 		reply, err := wire.DecodeReply(answer)
 		if err != nil {
 			t.Fatalf("own reply: %v", err)
