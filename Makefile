@@ -91,6 +91,7 @@ bench: build ## warm reads through the mount over the native file, as ratios
 .PHONY: bench-mount
 bench-mount: build ## the mount's budget, row by row, over the native file in one run
 	bin/covey-testnet bench --mount --rounds $(or $(ROUNDS),5)
+	bin/covey-testnet bench --cold --rounds 3
 	bin/covey-testnet bench --names $(or $(NAMES),1000000) --rounds 3
 	$(GO) test -run '^$$' -bench 'Push|Table' -benchtime 3x ./mount
 

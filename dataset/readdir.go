@@ -114,3 +114,26 @@ func (d *Dataset) Settled(path string) bool {
 	l, fresh, _ := d.cached(path)
 	return fresh && len(l.late) == 0
 }
+
+// After returns the file that comes behind the path in its directory's listing, as
+// far as that is known; false when none is known. It asks nobody and believes a
+// listing of any age: it is for guesses.
+func (d *Dataset) After(path string) (next string, e Entry, ok bool) {
+	dir, name := splitPath(path)
+	d.mu.Lock()
+	l := d.complete(dir)
+	if r := d.runs[dir]; l == nil && r != nil {
+		l = r.listing
+	}
+	d.mu.Unlock()
+	if l == nil {
+		return "", Entry{}, false
+	}
+	for c, i := range l.view.Load().after(name) {
+		if c.recs[i].kind == File {
+			e = c.entry(i)
+			return joinPath(dir, e.Name), e, true
+		}
+	}
+	return "", Entry{}, false
+}

@@ -476,3 +476,20 @@ func TestWalk(t *testing.T) {
 		break
 	}
 }
+
+func TestAfter(t *testing.T) {
+	b := newBucket("d/a", "d/b/x", "d/c", "d/e")
+	d := open(t, b, "", Options{})
+	if _, _, ok := d.After("d/a"); ok {
+		t.Error("an answer without a listing")
+	}
+	if _, err := names(t, d, "d"); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{"d/a": "d/c", "d/aa": "d/c", "d/c": "d/e", "d/e": "", "d/": "d/a"} {
+		next, e, ok := d.After(path)
+		if next != want || ok != (want != "") || ok && (e.Kind != File || "d/"+e.Name != want) {
+			t.Errorf("after %q: %q, %+v, %v; want %q", path, next, e, ok, want)
+		}
+	}
+}

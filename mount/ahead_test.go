@@ -231,8 +231,8 @@ func TestFollower(t *testing.T) {
 		t.Errorf("one open asked for %v", asked)
 	}
 	open("in", 1)
-	if asked := m.blocks.takeAsked(); len(asked) != covey.MaxExtentBlocks-2 || asked[0].Key != "in/f0002" {
-		t.Errorf("two neighbours asked for %d blocks, want the %d behind them", len(asked), covey.MaxExtentBlocks-2)
+	if asked := m.blocks.takeAsked(); len(asked) != files-2 || asked[0].Key != "in/f0002" || asked[files-3].Key != "in/f0149" {
+		t.Errorf("two neighbours asked for %d blocks, want the %d behind them and the next two extents", len(asked), files-2)
 	}
 	open("in", 2)
 	if asked := m.blocks.takeAsked(); len(asked) != 0 {
@@ -240,13 +240,53 @@ func TestFollower(t *testing.T) {
 	}
 	// The next extent goes on where this one ended.
 	open("in", covey.MaxExtentBlocks)
-	if asked := m.blocks.takeAsked(); len(asked) != covey.MaxExtentBlocks-1 {
-		t.Errorf("the next extent: asked for %d blocks, want %d", len(asked), covey.MaxExtentBlocks-1)
+	if asked := m.blocks.takeAsked(); len(asked) != files-1-covey.MaxExtentBlocks {
+		t.Errorf("the next extent: asked for %d blocks, want %d", len(asked), files-1-covey.MaxExtentBlocks)
+	}
+	open("in", 63) // a straggler
+	open("in", 65)
+	if asked := m.blocks.takeAsked(); len(asked) != 0 {
+		t.Errorf("a straggler and the next: asked again for %d", len(asked))
 	}
 	for _, i := range []int{40, 3, 120, 77, 20, 60} {
 		open("out", i)
 	}
 	if asked := m.blocks.takeAsked(); len(asked) != 0 {
 		t.Errorf("random opens asked for %v", asked)
+	}
+}
+
+// TestNextShard reads shards one behind the other: the begin of the next is asked
+// for once that has come true, and no more once it does not.
+func TestNextShard(t *testing.T) {
+	const blocks = 200
+	names := newFakeNames()
+	for i := range 8 {
+		names.file(fmt.Sprintf("s/shard%d.tar", i), "v1", blocks*testBlock)
+	}
+	m := start(t, names, Options{CompleteAtOpen: -1})
+	next := func(i int) (asked int) {
+		if _, err := os.ReadFile(m.path(fmt.Sprintf("s/shard%d.tar", i))); err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range m.blocks.takeAsked() {
+			if l.Key == fmt.Sprintf("s/shard%d.tar", i+1) {
+				asked++
+			}
+		}
+		return asked
+	}
+	if n := next(0); n != 0 {
+		t.Errorf("the first shard asked for %d blocks of the second", n)
+	}
+	for i := 1; i < 4; i++ {
+		if n := next(i); n == 0 || n > 2*firstTarget {
+			t.Errorf("shard %d asked for %d blocks of the next", i, n)
+		}
+	}
+	next(7)
+	next(5)
+	if n := next(1); n != 0 {
+		t.Errorf("in no order any more, and yet %d blocks of the next shard", n)
 	}
 }

@@ -165,6 +165,17 @@ func (f *fakeNames) Watch(w dataset.Watcher) (stop func()) {
 	return func() {}
 }
 
+func (f *fakeNames) After(p string) (string, dataset.Entry, bool) {
+	dir := path.Dir(p)
+	all, _ := f.list(strings.TrimSuffix(dir, "."))
+	for _, e := range all {
+		if e.Kind == dataset.File && e.Name > path.Base(p) {
+			return path.Join(dir, e.Name), e, true
+		}
+	}
+	return "", dataset.Entry{}, false
+}
+
 func (f *fakeNames) Settled(string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

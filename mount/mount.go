@@ -54,6 +54,7 @@ type Names interface {
 	Lookup(ctx context.Context, path string) (dataset.Entry, error)
 	ReadDir(ctx context.Context, path string) iter.Seq2[dataset.Entry, error]
 	Settled(path string) bool
+	After(path string) (next string, e dataset.Entry, ok bool)
 	Object(path string, e dataset.Entry) covey.Object
 	Extent(ctx context.Context, path string, e dataset.Entry, index int) (*covey.Extent, int, error)
 	Invalidate(path string)

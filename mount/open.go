@@ -50,6 +50,7 @@ func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 	}
 	if h.backing == nil && h.object.Blocks() > 1 {
 		h.streams = h.inode.sharedStreams()
+		t.followerOf(n.parent).opened(path)
 	}
 	out.Fh = t.handles.add(h)
 	t.ledger.open(out.Fh, h)
@@ -125,7 +126,7 @@ func (t *tree) complete(ctx context.Context, h *handle) error {
 	if err != nil {
 		return err
 	}
-	t.askAhead(h, e, slot)
+	t.askAhead(ctx, h, e, slot)
 	for i := range h.object.Blocks() {
 		b, err := t.block(ctx, h, i)
 		if err != nil {
@@ -138,13 +139,17 @@ func (t *tree) complete(ctx context.Context, h *handle) error {
 
 // askAhead asks for the object's further blocks in the extent, and for the files
 // behind it when the directory is being opened in order.
-func (t *tree) askAhead(h *handle, e *covey.Extent, slot int) {
+func (t *tree) askAhead(ctx context.Context, h *handle, e *covey.Extent, slot int) {
 	var own covey.Bitmap
 	for i := 1; i < h.object.Blocks() && slot+i < len(e.Blocks); i++ {
 		own = own.With(slot + i)
 	}
-	if slots := own | t.followerOf(h.node.parent).note(e, slot); slots != 0 {
+	behind := t.followerOf(h.node.parent).note(e, slot)
+	if slots := own | behind; slots != 0 {
 		t.blocks.Prefetch(e, slots)
+	}
+	if behind != 0 {
+		t.followOn(ctx, h, e)
 	}
 }
 

@@ -164,6 +164,9 @@ func (t *tree) ahead(ctx context.Context, h *handle, off int64, n int) (random b
 		}
 		t.prefetchBlocks(ctx, h, lo, hi)
 	}
+	if w.n > 0 && w.blocks[w.n-1] == h.object.Blocks()-1 {
+		t.nextShard(ctx, h)
+	}
 	if w.n > 0 && t.metrics != nil {
 		t.metrics.aheadAsked.Add(float64(w.n) * float64(h.object.BlockSize))
 	}

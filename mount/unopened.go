@@ -46,6 +46,7 @@ func (t *tree) unopenedHandle(id uint64) (h *handle, first bool, status fuse.Sta
 	h = &handle{node: n, path: path, entry: e, object: t.names.Object(path, e)}
 	if h.object.Blocks() > 1 {
 		h.streams = &streams{}
+		t.followerOf(n.parent).opened(path)
 	}
 	return h, true, fuse.OK
 }
@@ -138,6 +139,6 @@ func (t *tree) begun(cancel <-chan struct{}, in *fuse.ReadIn, h *handle) {
 	defer ctx.end()
 	// Where the file is not known to be is for the read to report.
 	if e, slot, err := h.place(ctx, t.names, 0); err == nil {
-		t.askAhead(h, e, slot)
+		t.askAhead(ctx, h, e, slot)
 	}
 }

@@ -136,7 +136,7 @@ func TestRandomReadsOfWhatDoesNotFit(t *testing.T) {
 		t.Errorf("%d blocks fetched and %d bytes read exactly for 40 random reads", n, m.blocks.exact)
 	}
 	exact := m.blocks.exact
-	for off := int64(20*testBlock + 4096); off < 24*testBlock; off += 4096 {
+	for off := 20*testBlock + 4096; off < 24*testBlock; off += 4096 {
 		read(off)
 	}
 	if m.blocks.exact > exact+2*4096 || len(m.blocks.fetched) == fetched {

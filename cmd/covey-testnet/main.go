@@ -67,6 +67,9 @@ func benchCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "bench", Short: "Warm reads through a mount over the native file, as ratios", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if cold, _ := c.Flags().GetBool("cold"); cold {
+				return testnet.BenchCold(c.Context(), opts)
+			}
 			if n, _ := c.Flags().GetInt("names"); n > 0 {
 				return testnet.BenchNames(c.Context(), opts, n)
 			}
@@ -77,6 +80,7 @@ func benchCommand() *cobra.Command {
 		},
 	}
 	c.Flags().Int("names", 0, "one directory with that many entries instead, on /dev/shm")
+	c.Flags().Bool("cold", false, "first reads from an origin with 20 ms and 1 GiB/s instead")
 	c.Flags().Bool("mount", false, "every row of the mount's budget instead")
 	c.Flags().StringVar(&opts.Binary, "binary", beside("covey"), "the covey program")
 	c.Flags().IntVar(&opts.Rounds, "rounds", 5, "rounds; the median counts")
