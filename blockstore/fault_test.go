@@ -28,8 +28,16 @@ func dataPath(dir string, o covey.Object) string {
 // sync, move, drop, close. Each picture opens, holds what was synced by then, and
 // serves no other bytes.
 func TestCrashAtEachOperation(t *testing.T) {
-	for _, keep := range []int{0, 60} {
-		t.Run(fmt.Sprintf("keep%d", keep), func(t *testing.T) {
+	coded := Options{Compress: compression(t, "zstd"), Keys: testKeys(t, 1)}
+	for _, run := range []struct {
+		keep int
+		opts Options
+		name string
+	}{{0, Options{}, "raw"}, {60, Options{}, "raw"}, {60, coded, "coded"}} {
+		keep := run.keep
+		t.Run(fmt.Sprintf("%s-keep%d", run.name, keep), func(t *testing.T) {
+			opts := run.opts
+			opts.Dir, opts.Budget = "/a/b", 1<<30
 			mem := MemFS()
 			var pictures []*vfs.MemFS
 			var durable []int // blocks that must be there, at each picture
@@ -49,11 +57,13 @@ func TestCrashAtEachOperation(t *testing.T) {
 				}
 				return nil
 			})
-			o := object("o", 8*testBlock)
-			runTrace(t, Options{Dir: "/a/b", Budget: 1 << 30, FS: errorfs.Wrap(mem, serial(point)), SyncEvery: time.Hour}, o, &synced)
+			o := object("text/o", 8*testBlock)
+			opts.FS, opts.SyncEvery = errorfs.Wrap(mem, serial(point)), time.Hour
+			runTrace(t, opts, o, &synced)
 			t.Logf("%d crash points", len(pictures))
 			for i, fs := range pictures {
-				s, err := openTier(Options{Dir: "/a/b", Budget: 1 << 30, FS: fs})
+				opts.FS = fs
+				s, err := openTier(opts)
 				if err != nil {
 					t.Fatalf("crash point %d: %v", i, err)
 				}
@@ -308,7 +318,7 @@ func replaceByFile(path string) error {
 
 // foreignIndex makes a Pebble database of somebody else.
 func foreignIndex(dir string) error {
-	x, err := openIndex(dir, vfs.Default, true, Options{}.withDefaults().Log)
+	x, err := openIndex(dir, vfs.Default, true, 0, Options{}.withDefaults().Log)
 	if err != nil {
 		return err
 	}

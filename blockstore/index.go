@@ -37,6 +37,8 @@ type index struct {
 	dir string
 	fs  *indexFS
 	log *slog.Logger
+	// memtable is the size of one, in bytes.
+	memtable uint64
 	// broken holds the error that ended writing.
 	broken atomic.Pointer[error]
 	// corrupt is set when Pebble found damage in a table.
@@ -52,8 +54,11 @@ type index struct {
 
 // openIndex opens or makes the database. An error that wraps
 // [covey.ErrCorrupt] says that what is there is not, or is no longer, an index.
-func openIndex(dir string, fsys vfs.FS, onOS bool, log *slog.Logger) (*index, error) {
-	x := &index{dir: dir, log: log, wake: make(chan struct{}, 1)}
+func openIndex(dir string, fsys vfs.FS, onOS bool, memtable uint64, log *slog.Logger) (*index, error) {
+	if memtable == 0 {
+		memtable = indexMemtableBytes
+	}
+	x := &index{dir: dir, log: log, memtable: memtable, wake: make(chan struct{}, 1)}
 	x.fs = &indexFS{FS: fsys, os: onOS, onFail: x.breakWith}
 	var err error
 	x.db, err = x.openWithin(openGrace)
@@ -109,7 +114,7 @@ func (x *index) open(readOnly bool) (db *pebble.DB, err error) {
 	db, err = pebble.Open(x.dir, &pebble.Options{
 		FS:           x.fs,
 		Cache:        cache,
-		MemTableSize: indexMemtableBytes,
+		MemTableSize: x.memtable,
 		// Pinned, so that a new Pebble does not silently write what the last
 		// release of covey cannot read.
 		FormatMajorVersion: indexFormat,

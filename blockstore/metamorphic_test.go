@@ -1,14 +1,20 @@
 package blockstore
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -18,8 +24,25 @@ import (
 
 var (
 	metaSeed    = flag.Uint64("seed", 0, "replay the metamorphic test with this seed only")
-	metaCrashes = flag.Int("crashes", 100, "crashes of the metamorphic test")
+	metaCrashes = flag.Int("crashes", 0, "crashes of the metamorphic test; 0 means COVEY_CRASHES, or what a test run has time for")
 )
+
+// crashes is how many crashes all option sets together get. The long form is for
+// make soak.
+func crashes(t *testing.T) int {
+	n, err := strconv.Atoi(cmp.Or(os.Getenv("COVEY_CRASHES"), "0"))
+	switch {
+	case err != nil:
+		t.Fatalf("COVEY_CRASHES: %v", err)
+	case *metaCrashes > 0:
+		return *metaCrashes
+	case n > 0:
+		return n
+	case testing.Short() || raceEnabled:
+		return 200
+	}
+	return 1000
+}
 
 // crashPoint takes a picture of what a power loss would leave, before the n-th
 // next operation on the file system.
@@ -44,15 +67,33 @@ func (c *crashPoint) MaybeError(errorfs.Op) error {
 type world struct {
 	t      *testing.T
 	rng    *rand.Rand
+	sets   []metaSet
+	opts   Options
 	fs     *vfs.MemFS
 	point  *crashPoint
+	faults *faultFS
+	store  *Store // of one tier:
 	s      *tier
 	blocks []covey.Locator
+	bytes  map[covey.Locator][]byte
+	sums   map[covey.Locator]covey.Digest
 	model  map[blockKey]*modelBlock
 	pins   map[covey.Object]bool // durable as soon as it is said
 
-	kept, lost, flips int
-	corrupt           int
+	corrupt int
+	mayCode bool // some block may not be stored as it is
+	tally
+}
+
+// tally counts what a run came across: without it, it proves nothing.
+type tally struct {
+	kept, lost                                       int // unsynced blocks, at a crash
+	flips, struck, evicted, refused, coded, reopened int
+}
+
+func (a *tally) add(b tally) {
+	a.kept, a.lost, a.flips, a.struck = a.kept+b.kept, a.lost+b.lost, a.flips+b.flips, a.struck+b.struck
+	a.evicted, a.refused, a.coded, a.reopened = a.evicted+b.evicted, a.refused+b.refused, a.coded+b.coded, a.reopened+b.reopened
 }
 
 // modelBlock is what the model says of one block.
@@ -74,15 +115,58 @@ func (m *modelBlock) place(moved bool) covey.Place {
 }
 
 func (w *world) open() {
+	w.faults = &faultFS{FS: w.fs}
 	w.point = &crashPoint{fs: w.fs}
-	s, err := openTier(Options{
-		Dir: "/cache/tier", Budget: 1 << 30, FS: errorfs.Wrap(w.fs, w.point), SyncEvery: time.Hour,
-		OnCorrupt: func(covey.Locator) { w.corrupt++ },
-	})
+	opts := w.opts
+	w.mayCode = w.mayCode || opts.Compress != Compression{} || opts.Keys != nil
+	opts.Dir, opts.FS = "/cache/tier", errorfs.Wrap(w.faults, w.point)
+	opts.OnCorrupt = func(covey.Locator) { w.corrupt++ }
+	s, err := Open(opts)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.s = s
+	w.store, w.s = s, s.shelves[0].at.Load()
+	if w.s == nil {
+		w.t.Fatal(s.Tiers()[0].Why)
+	}
+	w.reopened++
+}
+
+func (w *world) lru() bool { return w.opts.Policy == PolicyLRU }
+
+// want fails the test unless the block is here with its bytes.
+func (w *world) want(l covey.Locator) {
+	w.t.Helper()
+	h, err := w.s.Get(l)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.check(h, l)
+}
+
+// check compares a handle's bytes, and releases it.
+func (w *world) check(h Handle, l covey.Locator) {
+	w.t.Helper()
+	defer h.Release()
+	b := make([]byte, h.Len()+1)
+	n, err := h.ReadAt(b, 0)
+	if !errors.Is(err, io.EOF) || !bytes.Equal(b[:n], w.bytes[l]) || h.Digest() != w.sums[l] {
+		w.t.Fatalf("block %s has other bytes than were admitted (err %v)", l, err)
+	}
+}
+
+// evictions takes note of what gave way.
+func (w *world) evictions() {
+	for _, m := range w.model {
+		if !m.here || w.s.holds(blockKey{m.l.Object.ID(), uint32(m.l.Index)}) {
+			continue
+		}
+		if !w.lru() || w.pins[m.l.Object] {
+			w.t.Fatalf("%s is gone", m.l)
+		}
+		m.here, m.maybe = false, true
+		w.evicted++
+	}
 }
 
 func (w *world) pick() *modelBlock {
@@ -91,12 +175,27 @@ func (w *world) pick() *modelBlock {
 }
 
 func (w *world) put(m *modelBlock) {
-	b := content(m.l)
 	move := w.rng.IntN(4) == 0
-	if err := w.s.Put(m.l, m.place(move), covey.Sum(b), b); err != nil {
+	u := w.s.Usage()
+	err := w.store.Put(m.l, m.place(move), w.sums[m.l], w.bytes[m.l])
+	w.evictions()
+	if errors.Is(err, covey.ErrFull) && !m.here {
+		// A drop that a crash undid may take what was kept for a pin.
+		if w.pins[m.l.Object] && u.Used+u.Reserved <= u.Budget {
+			w.t.Fatalf("a pin does not hold: %v", err)
+		}
+		w.refused++
+		return
+	}
+	if err != nil {
 		w.t.Fatal(err)
 	}
 	m.here, m.maybe, m.moved, m.moving = true, m.maybe || !m.here, move, true
+	w.s.mu.Lock()
+	if c, ok := w.s.pending.lookup(blockKey{m.l.Object.ID(), uint32(m.l.Index)}); ok && c.coding != nil {
+		w.coded++
+	}
+	w.s.mu.Unlock()
 }
 
 func (w *world) drop(m *modelBlock) {
@@ -123,7 +222,10 @@ func (w *world) pin(o covey.Object) {
 	if w.pins[o] {
 		do = w.s.Unpin
 	}
-	if err := do(o); err != nil {
+	var full *NoRoomError
+	if err := do(o); errors.As(err, &full) && w.opts.Budget < DiskUse(o)+w.s.Usage().Used+w.s.Usage().Reserved {
+		return
+	} else if err != nil {
 		w.t.Fatal(err)
 	}
 	w.pins[o] = !w.pins[o]
@@ -147,7 +249,7 @@ func (w *world) evict(m *modelBlock) {
 func (w *world) get(m *modelBlock) {
 	w.t.Helper()
 	if m.here {
-		wantBlock(w.t, w.s, m.l)
+		w.want(m.l)
 	} else {
 		wantMissing(w.t, w.s, m.l)
 	}
@@ -175,18 +277,19 @@ func (w *world) settle() {
 }
 
 func (w *world) reopen() {
-	if err := w.s.Close(); err != nil {
+	if err := w.store.Close(); err != nil {
 		w.t.Fatal(err)
 	}
 	w.settle()
 	w.flip()
+	w.recode()
 	w.open()
 	w.checkAll()
 }
 
 // crash loses power in the middle of a sync, now or at one of its operations.
 func (w *world) crash() {
-	w.point.seed, w.point.keep = w.rng.Uint64(), []int{0, 30, 100}[w.rng.IntN(3)]
+	w.point.seed, w.point.keep = w.rng.Uint64(), pickOne(w.rng, 0, 30, 100)
 	if w.rng.IntN(4) == 0 {
 		w.fs = CrashMemFS(w.fs, w.point.seed, w.point.keep)
 	} else {
@@ -201,24 +304,24 @@ func (w *world) crash() {
 			w.settle()
 		}
 	}
-	if err := w.s.Close(); err != nil { // the process that lost power; its files are its own
+	if err := w.store.Close(); err != nil { // the process that lost power; its files are its own
 		w.t.Fatal(err)
 	}
 	w.flip()
+	w.recode()
 	w.open()
-	w.resolve()
+	w.resolve(true)
 	w.checkAll()
 }
 
-// resolve finds out which of the two allowed outcomes a crash had.
-func (w *world) resolve() {
+// resolve finds out which of the two allowed outcomes a crash, or a fault, had.
+func (w *world) resolve(crashed bool) {
 	at := w.adverts()
 	for _, m := range w.model {
 		h, err := w.s.Get(m.l)
 		got := err == nil
 		if got {
-			h.Release()
-			wantBlock(w.t, w.s, m.l)
+			w.check(h, m.l)
 		}
 		if !m.maybe && got != m.here {
 			w.t.Fatalf("after a crash %s: served %v, want %v (%v)", m.l, got, m.here, err)
@@ -230,11 +333,13 @@ func (w *world) resolve() {
 				w.lost++
 			}
 		}
-		m.here, m.maybe = got, false
+		// What no crash took may be undone by the next one: until then it is on the
+		// disk's way, whatever was made of it since.
+		m.here, m.maybe = got, !crashed && m.maybe && !got
 		if m.moving && got {
 			_, m.moved = at[m.place(true)]
 		}
-		m.moving = false
+		m.moving = m.moving && !crashed
 	}
 }
 
@@ -269,7 +374,11 @@ func (w *world) flip() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	off := m.l.Range().Off + w.rng.Int64N(m.l.Range().Len)
+	n := m.l.Range().Len
+	if w.mayCode { // of those, only the beginning of the slot has bytes
+		n = min(n, 16)
+	}
+	off := m.l.Range().Off + w.rng.Int64N(n)
 	var b [1]byte
 	if _, err := f.ReadAt(b[:], off); err != nil {
 		w.t.Fatal(err)
@@ -298,12 +407,12 @@ func (w *world) checkAll() {
 		}
 		n++
 		used += blockUse(m.l.Object, m.l.Index)
-		if at[m.place(m.moved)] != covey.Sum(content(m.l)) {
+		if at[m.place(m.moved)] != w.sums[m.l] {
 			w.t.Fatalf("%s is not advertised where it should be", m.l)
 		}
 	}
 	u := w.s.Usage()
-	if len(at) != n || u.Blocks != n || u.Used != used {
+	if len(at) != n || u.Blocks != n || u.Used > used || !w.mayCode && u.Used != used {
 		w.t.Fatalf("%d adverts, usage %+v; the model has %d blocks of %d bytes", len(at), u, n, used)
 	}
 	w.checkPins(u)
@@ -343,33 +452,53 @@ func (w *world) checkPins(u Usage) {
 // fault 4: power is lost at any moment; what was synced is served, what was not
 // may be gone, nothing is ever wrong.
 // fault 7: a bit of a block flips on disk; the block is never served.
+// fault 11: writes fail, some after a part was written.
+// fault 12: reads fail; the block is dropped.
+// fault 13: syncs fail; what was not acknowledged may be gone.
 func TestMetamorphic(t *testing.T) {
-	if *metaSeed != 0 {
-		metamorph(t, *metaSeed, *metaCrashes)
+	sets := metaSets(t)
+	var mu sync.Mutex
+	var sum tally
+	t.Run("sets", func(t *testing.T) {
+		for _, set := range sets {
+			t.Run(set.name, func(t *testing.T) {
+				t.Parallel()
+				seed := *metaSeed
+				if seed == 0 {
+					seed = rand.Uint64()
+				}
+				t.Logf("replay with -run '^TestMetamorphic$/^sets$/^%s$' -seed %d", strings.ReplaceAll(set.name, " ", "_"), seed)
+				w := metamorph(t, sets, set.opts, seed, crashes(t)/len(sets))
+				mu.Lock()
+				defer mu.Unlock()
+				sum.add(w.tally)
+			})
+		}
+	})
+	t.Logf("%+v", sum)
+	if *metaSeed != 0 || t.Failed() {
 		return
 	}
-	kept, lost, flips := 0, 0, 0
-	for range 4 {
-		seed := rand.Uint64()
-		t.Logf("replay with -run TestMetamorphic -seed %d", seed)
-		w := metamorph(t, seed, *metaCrashes/4)
-		kept, lost, flips = kept+w.kept, lost+w.lost, flips+w.flips
-	}
-	t.Logf("unsynced blocks kept %d, lost %d; bits flipped %d", kept, lost, flips)
-	if kept == 0 || lost == 0 || flips == 0 {
-		t.Errorf("the run proves nothing: kept %d, lost %d, flipped %d", kept, lost, flips)
+	if sum.kept == 0 || sum.lost == 0 || sum.flips == 0 || sum.struck == 0 || sum.evicted == 0 || sum.refused == 0 || sum.coded == 0 {
+		t.Errorf("the run proves nothing: %+v", sum)
 	}
 }
 
-func metamorph(t *testing.T, seed uint64, crashes int) *world {
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), fs: MemFS(), model: map[blockKey]*modelBlock{}, pins: map[covey.Object]bool{}}
+func metamorph(t *testing.T, sets []metaSet, opts Options, seed uint64, crashes int) *world {
+	w := &world{
+		t: t, rng: rand.New(rand.NewPCG(seed, 1)), sets: sets, opts: opts, fs: MemFS(),
+		model: map[blockKey]*modelBlock{}, pins: map[covey.Object]bool{},
+		bytes: map[covey.Locator][]byte{}, sums: map[covey.Locator]covey.Digest{},
+	}
 	for i, size := range []int64{1, 5000, testBlock, testBlock + 1, 3*testBlock - 1, 70 * testBlock} {
-		o := object(fmt.Sprintf("object-%d", i), size)
+		o := object(fmt.Sprintf("%sobject-%d", pickOne(w.rng, "text/", ""), i), size)
 		for j := 0; j < o.Blocks(); j += 1 + j/3 { // of the large one, some
 			w.blocks = append(w.blocks, o.Block(j))
 		}
 	}
 	for _, l := range w.blocks {
+		w.bytes[l] = content(l)
+		w.sums[l] = covey.Sum(w.bytes[l])
 		w.model[blockKey{l.Object.ID(), uint32(l.Index)}] = &modelBlock{l: l}
 	}
 	w.open()
@@ -386,6 +515,7 @@ func metamorph(t *testing.T, seed uint64, crashes int) *world {
 		{2, func() { w.whole(w.pick()) }},
 		{3, w.sync},
 		{1, w.reopen},
+		{1, w.faulty},
 		{4, func() { w.crash(); crashes-- }},
 	}
 	total := 0
@@ -401,13 +531,31 @@ func metamorph(t *testing.T, seed uint64, crashes int) *world {
 			}
 		}
 	}
+	w.finish()
+	return w
+}
+
+// finish empties the store, and sees to it that nothing is counted any more.
+func (w *world) finish() {
 	w.checkAll()
-	if err := w.s.Close(); err != nil {
-		t.Fatal(err)
-	}
 	// A drop that a crash undid in the index but not in the file is one more.
 	if w.corrupt < w.flips {
-		t.Errorf("%d blocks reported corrupt, %d flipped", w.corrupt, w.flips)
+		w.t.Errorf("%d blocks reported corrupt, %d flipped", w.corrupt, w.flips)
 	}
-	return w
+	for o, pinned := range w.pins {
+		if pinned {
+			w.pin(o)
+		}
+	}
+	for _, m := range w.model {
+		if _, err := w.s.Evict(m.l.Object); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	if u := w.s.Usage(); u.Used != 0 || u.Reserved != 0 || u.Objects != 0 {
+		w.t.Errorf("an empty store has %+v", u)
+	}
+	if err := w.store.Close(); err != nil {
+		w.t.Fatal(err)
+	}
 }

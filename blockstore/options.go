@@ -68,6 +68,9 @@ type Options struct {
 	Log      *slog.Logger
 	Registry prometheus.Registerer
 
+	// memtable is how many bytes of records the index keeps in memory before it
+	// writes a table; 0 means indexMemtableBytes.
+	memtable uint64
 	// coder is what all tiers of a store share.
 	coder *coder
 	// rules are what all tiers of a store share.

@@ -42,7 +42,7 @@ func (s *tier) load() (crashed bool, err error) {
 	if err := s.at.checkIndex(); err != nil {
 		return false, err
 	}
-	s.index, err = openIndex(s.at.path(nameIndex), s.at.fs, s.at.os, s.log)
+	s.index, err = openIndex(s.at.path(nameIndex), s.at.fs, s.at.os, s.opts.memtable, s.log)
 	if err != nil {
 		return false, err
 	}

@@ -3,8 +3,10 @@ package blockstore
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,8 +19,18 @@ import (
 func TestScrub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		mem := MemFS()
-		lost := map[covey.Locator]covey.Place{}
-		s, err := Open(Options{Dir: "/c", FS: mem, OnLost: func(l covey.Locator, p covey.Place) { lost[l] = p }})
+		var mu sync.Mutex
+		known := map[covey.Locator]covey.Place{}
+		lost := func() map[covey.Locator]covey.Place {
+			mu.Lock()
+			defer mu.Unlock()
+			return maps.Clone(known)
+		}
+		s, err := Open(Options{Dir: "/c", FS: mem, OnLost: func(l covey.Locator, p covey.Place) {
+			mu.Lock()
+			defer mu.Unlock()
+			known[l] = p
+		}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,22 +61,22 @@ func TestScrub(t *testing.T) {
 			}
 			h.Release()
 		}
-		if len(lost) != 0 {
+		if len(lost()) != 0 {
 			t.Error("scrubbed while the store was in use")
 		}
-		for len(lost) == 0 && time.Since(began) < time.Minute {
+		for len(lost()) == 0 && time.Since(began) < time.Minute {
 			time.Sleep(time.Second)
 		}
-		if fmt.Sprint(lost) != fmt.Sprint(map[covey.Locator]covey.Place{o.Block(7): placeOf(o.Block(7))}) {
-			t.Errorf("lost %v", lost)
+		if fmt.Sprint(lost()) != fmt.Sprint(map[covey.Locator]covey.Place{o.Block(7): placeOf(o.Block(7))}) {
+			t.Errorf("lost %v", lost())
 		}
 		// An hour later, the next pass.
 		if err := d.write(small.ID(), 0, []byte("rot")); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(scrubRest + time.Minute)
-		if len(lost) != 2 {
-			t.Errorf("lost after two passes: %v", lost)
+		if len(lost()) != 2 {
+			t.Errorf("lost after two passes: %v", lost())
 		}
 		cancel()
 		if err := <-done; err != nil {

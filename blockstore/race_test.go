@@ -1,0 +1,5 @@
+//go:build race
+
+package blockstore
+
+func init() { raceEnabled = true }
