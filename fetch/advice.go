@@ -15,6 +15,8 @@ type Adviser interface {
 	// Staged returns a handle on a block that was read ahead and that the store
 	// does not have; nil when there is none. The caller releases it.
 	Staged(l covey.Locator) blockstore.Handle
+	// Holds says whether Staged would return a block.
+	Holds(l covey.Locator) bool
 	// Keep says whether a block that was just fetched is to be given to the store.
 	// False spares the room for one that is worth more there.
 	Keep(l covey.Locator, from Source) bool
@@ -27,6 +29,7 @@ type Adviser interface {
 type noAdvice struct{}
 
 func (noAdvice) Staged(covey.Locator) blockstore.Handle { return nil }
+func (noAdvice) Holds(covey.Locator) bool               { return false }
 func (noAdvice) Keep(covey.Locator, Source) bool        { return true }
 func (noAdvice) Foreseen(covey.Locator) bool            { return false }
 

@@ -76,7 +76,8 @@ func (f *Fetcher) ReadRange(ctx context.Context, e *covey.Extent, slot int, off 
 		return false, fmt.Errorf("%d bytes at %d of slot %d of an extent of %d: %w", len(p), off, slot, len(e.Blocks), covey.ErrInvalid)
 	}
 	l := e.Blocks[slot]
-	if !f.crowded() || f.opts.Strict || f.table.has(l) || f.store.Present(e).Has(slot) || !f.nobodyHolds(ctx, e, slot) {
+	if !f.crowded() || f.opts.Strict || f.table.has(l) || f.store.Present(e).Has(slot) ||
+		f.adviser().Holds(l) || !f.nobodyHolds(ctx, e, slot) {
 		return false, nil
 	}
 	r := f.joinRange(l, off, len(p))

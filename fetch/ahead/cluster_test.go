@@ -80,10 +80,12 @@ type testNode struct {
 	id       covey.PeerID
 	capacity int64
 
-	store map[covey.Locator]bool // guarded by c.mu, as is used
-	used  int64
-	open  atomic.Int64 // handles
-	asked atomic.Int64 // bytes that readers waited for the origin or a neighbour for
+	store map[covey.Locator]bool // guarded by c.mu, as are copies and used
+	// copies are those of store that came from another node.
+	copies map[covey.Locator]bool
+	used   int64
+	open   atomic.Int64 // handles
+	asked  atomic.Int64 // bytes that readers waited for the origin or a neighbour for
 }
 
 type testHandle struct {
@@ -99,7 +101,7 @@ func (h *testHandle) Release()                          { h.open.Add(-1) }
 func newCluster(staging int64, capacities ...int64) *cluster {
 	c := &cluster{took: 20 * time.Millisecond, busy: map[covey.Locator]chan struct{}{}, reads: map[covey.Locator]int{}}
 	for i, n := range capacities {
-		node := &testNode{c: c, id: covey.PeerID(fmt.Sprint("node", i)), capacity: n, store: map[covey.Locator]bool{}}
+		node := &testNode{c: c, id: covey.PeerID(fmt.Sprint("node", i)), capacity: n, store: map[covey.Locator]bool{}, copies: map[covey.Locator]bool{}}
 		node.Reader = New(Options{
 			Self: node.id, Fetch: node, Room: node.room, StagingBytes: staging * testBlock, Log: slog.New(slog.DiscardHandler),
 		})
@@ -182,9 +184,8 @@ func (n *testNode) fetch(l covey.Locator) fetch.Source {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	size := l.Range().Len
-	if keep && !n.store[l] && n.used+diskUse(size) <= n.capacity {
-		n.store[l] = true
-		n.used += diskUse(size)
+	if keep && !n.store[l] {
+		n.put(l, from)
 	}
 	if from == fetch.Origin {
 		c.origin += size
@@ -193,6 +194,28 @@ func (n *testNode) fetch(l covey.Locator) fetch.Source {
 		delete(c.busy, l)
 	}
 	return from
+}
+
+// put keeps a block, as a store does: what came from the origin takes the place of
+// copies; c.mu is held.
+func (n *testNode) put(l covey.Locator, from fetch.Source) {
+	size := diskUse(l.Range().Len)
+	for old := range n.copies {
+		if from != fetch.Origin || n.used+size <= n.capacity {
+			break
+		}
+		delete(n.copies, old)
+		delete(n.store, old)
+		n.used -= diskUse(old.Range().Len)
+	}
+	if n.used+size > n.capacity {
+		return
+	}
+	n.store[l] = true
+	n.used += size
+	if from != fetch.Origin {
+		n.copies[l] = true
+	}
 }
 
 // run runs body while the readers run.
@@ -531,4 +554,42 @@ func TestShares(t *testing.T) {
 			t.Errorf("%s owns %d units, want about %d", id, got, want)
 		}
 	}
+}
+
+// Samples that are parts of blocks for which there is no room are not read ahead:
+// a block for each sample would cost the origin many times as much.
+func TestPartsOfBlocksWithoutRoomAreLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &testData{sizes: slices.Repeat([]int64{64 * testBlock}, 20), per: 1024}
+		c := newCluster(32, d.bytes()/2)
+		n := c.nodes[0]
+		o, err := NewOrder(plan.Spec{Samples: d.Samples(), World: 1, Shuffle: true}, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.run(t, func() {
+			j := n.Add(JobOptions{ID: "shards", Data: d, Bytes: d.bytes(), Order: o, Ranks: []uint32{0}})
+			c.meet(d, []int{0}, nil)
+			time.Sleep(time.Second)
+			at := uint64(0)
+			for range 40 { // an order that goes on, with readers that read elsewhere
+				at += 400
+				j.Advance([]uint64{at})
+				time.Sleep(100 * time.Millisecond)
+			}
+			if s := j.Status(); s.Dropped != "" || s.Resident == 0 {
+				t.Errorf("%+v", s)
+			}
+			n.Remove(j)
+		})
+		t.Logf("origin %d of %d bytes, cache of %d", c.origin, d.bytes(), n.capacity)
+		if c.origin > n.capacity || c.origin < n.capacity/2 {
+			t.Errorf("%d bytes were brought for a cache of %d", c.origin, n.capacity)
+		}
+		for l, k := range c.reads {
+			if k > 1 {
+				t.Fatalf("%v was brought %d times", l, k)
+			}
+		}
+	})
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/covey-cache/covey"
@@ -36,7 +35,6 @@ type group struct {
 	data   Data
 	bytes  int64 // of all files
 	whole  bool
-	spare  atomic.Int64 // room for copies of other nodes' shares
 
 	// mu guards what follows, the fields of the jobs and of the wants. It is a
 	// leaf lock: nothing outside this package but Handle.Release is called
@@ -85,12 +83,21 @@ func (g *group) newWant(j *Job, file, block int, hash uint64, u unit, size int64
 	w := &want{hash: hash, file: file, block: block, size: size, job: j, due: due, place: -1}
 	g.assign(w, u)
 	g.wants[hash] = w
-	j.await(w)
+	if w.state == waiting {
+		j.await(w)
+	}
 	return w
 }
 
 // assign says whose share a want is; g.mu is held.
 func (g *group) assign(w *want, u unit) {
+	if !g.whole && !g.place.keeps(u) {
+		// Samples that are parts of a block that nobody has room for are read by
+		// their exact ranges, when they are asked for: a block for each would cost
+		// the origin many times as much.
+		w.state = ready
+		return
+	}
 	own := g.taken && g.place.mine(u) && !g.elsewhere[w.hash]
 	w.mine = own && g.place.keeps(u)
 	w.after = time.Time{}
@@ -133,7 +140,6 @@ func (g *group) settle(now time.Time) {
 // replace takes in another set of nodes; g.mu is held.
 func (g *group) replace(p *placement) {
 	g.place = p
-	g.spare.Store(p.spare)
 	clear(g.elsewhere)
 	for _, w := range g.wants {
 		if w.state != waiting {
@@ -142,11 +148,12 @@ func (g *group) replace(p *placement) {
 		w.job.forget(w)
 		o := g.data.Object(w.file)
 		g.assign(w, unitOf(&o, w.block, g.whole))
-		if w.refs == 0 && !w.mine {
+		switch {
+		case w.refs == 0 && !w.mine:
 			delete(g.wants, w.hash)
-			continue
+		case w.state == waiting:
+			w.job.await(w)
 		}
-		w.job.await(w)
 	}
 	for _, j := range g.jobs {
 		j.owned = 0
@@ -164,7 +171,7 @@ func (g *group) next(j *Job, now time.Time, staging int64) *want {
 		for q.Len() > 0 && len(later) < maxPassed {
 			w := (*q)[0]
 			q.remove(w)
-			if now.Before(w.after) || w.beyond() || !w.mine && !g.copies(w.size) && g.staged+g.booked+w.size > staging {
+			if now.Before(w.after) || w.beyond() || !w.mine && !g.mayStage(w.size, staging) {
 				later = append(later, w)
 				continue
 			}
@@ -181,8 +188,16 @@ func (g *group) next(j *Job, now time.Time, staging int64) *want {
 	return nil
 }
 
-// copies says whether the store may take a copy of so many bytes; g.mu is held.
-func (g *group) copies(size int64) bool { return g.spare.Load() >= size && g.passed() }
+// mayStage says whether there is memory for a block that the store does not take.
+// Where the caches hold everything it has room for copies, which give way to what
+// is read from the origin, so that memory is only for what it refuses after all;
+// g.mu is held.
+func (g *group) mayStage(size, limit int64) bool {
+	if g.place.all() {
+		return g.staged < limit
+	}
+	return g.staged+g.booked+size <= limit
+}
 
 // beyond says that a want is not to be fetched yet.
 func (w *want) beyond() bool {
@@ -292,23 +307,16 @@ func (g *group) keep(l *covey.Locator, from fetch.Source) bool {
 	if !on {
 		return true
 	}
-	size := diskUse(l.Range().Len)
 	if from != fetch.Origin {
-		// Before an epoch is over nobody knows how much room copies may take.
-		return passed && g.spare.Add(-size) >= 0
+		// A copy lies in spare room, of which there is none where not everything
+		// fits: it would only come and go.
+		return p.all()
 	}
 	// Whoever reads a block keeps it, as a rule its owner: where a reader was there
 	// first the owner leaves it there. Of what does not fit altogether all nodes
 	// keep about the same part, for their capacities say how much each one owns;
 	// once that part has been read, what room there is takes anything.
-	u := unitOf(&l.Object, l.Index, g.whole)
-	if !passed && !p.keeps(u) {
-		return false
-	}
-	if !p.mine(u) {
-		g.spare.Add(-size)
-	}
-	return true
+	return passed || p.keeps(unitOf(&l.Object, l.Index, g.whole))
 }
 
 // passed says whether some job has been through a whole epoch; g.mu is held.

@@ -192,7 +192,9 @@ func (g *group) extend(j *Job, r *rank, index uint32) {
 		}
 		if w.state == ready && w.staged == nil { // read since, perhaps not kept
 			w.state, w.due, w.job = waiting, r.scanned, j
-			j.await(w)
+			if g.assign(w, u); w.state == waiting {
+				j.await(w)
+			}
 		}
 		if w.refs == 0 || w.at < w.rank.at() {
 			w.rank, w.at = r, r.scanned

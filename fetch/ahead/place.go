@@ -35,8 +35,6 @@ type placement struct {
 	limit uint64
 	// owned and resident are this node's share in bytes, and what of it it keeps.
 	owned, resident int64
-	// spare is the room that is left for copies of other nodes' shares.
-	spare int64
 }
 
 // unit is what has one owner: a file where each is one sample and so read as a
@@ -103,6 +101,10 @@ func (p *placement) mine(u unit) bool { return p.owner(u) == p.self }
 // keeps reports whether this node keeps a unit of its own share.
 func (p *placement) keeps(u unit) bool { return u.second() <= p.limit }
 
+// all says that this node has room for its whole share, and so, as capacities weigh
+// the shares, have the others.
+func (p *placement) all() bool { return p.limit == math.MaxUint64 }
+
 // maxMeasured is how many units are looked at to measure a node's share. With a
 // hundred thousand the share is known to a third of a per cent; a thousand nodes
 // need 2 s for them.
@@ -141,7 +143,7 @@ func (p *placement) measure(d Data, room int64) {
 		}
 	}
 	if p.limit == math.MaxUint64 {
-		p.resident, p.spare = p.owned, room-p.owned
+		p.resident = p.owned
 	}
 }
 

@@ -87,7 +87,6 @@ func (r *Reader) group(d Data, bytes int64) *group {
 	g := &group{reader: r, data: d, bytes: bytes, whole: d.Whole(), began: time.Now(), wants: map[uint64]*want{}, elsewhere: map[uint64]bool{}}
 	g.place = newPlacement(r.opts.Self, []Node{{ID: r.opts.Self, Capacity: 1}})
 	g.place.measure(d, r.opts.Room(d))
-	g.spare.Store(g.place.spare)
 	return g
 }
 
@@ -397,6 +396,21 @@ func (r *Reader) Staged(l covey.Locator) blockstore.Handle {
 		}
 	}
 	return nil
+}
+
+// Holds says whether a block is in memory for a reader of this node.
+func (r *Reader) Holds(l covey.Locator) bool {
+	hash := blockHash(&l.Object, l.Index)
+	for _, g := range *r.byDigest.Load() {
+		g.mu.Lock()
+		w := g.wants[hash]
+		here := w != nil && w.staged != nil
+		g.mu.Unlock()
+		if here {
+			return true
+		}
+	}
+	return false
 }
 
 // Keep says whether the store should have a block.
