@@ -39,6 +39,8 @@ type Fetcher struct {
 	originFirst                          latency // to the first byte
 	neighbours                           *neighbours
 	hedges                               *hedges
+	audits                               auditor
+	quarantines                          quarantined
 	scans                                scans
 	readings                             readings
 	volunteered                          atomic.Int32
@@ -78,6 +80,8 @@ func New(o Options) *Fetcher {
 		stop:      stop,
 	}
 	f.neighbours = newNeighbours(o.Topology)
+	f.audits.every = o.AuditEvery
+	f.quarantines.until = newLRU[covey.Locator, time.Time](maxQuarantined)
 	f.staging.onSpare = f.queue.nudge
 	f.scans.extents = newLRU[covey.ExtentID, scan](scanExtents)
 	f.readings = readings{wake: make(chan struct{}, 1), scale: o.Scale, active: make(map[*reading]struct{})}
@@ -112,7 +116,10 @@ func (f *Fetcher) Get(ctx context.Context, e *covey.Extent, slot int) (blockstor
 		return nil, fmt.Errorf("slot %d of an extent of %d: %w", slot, len(e.Blocks), covey.ErrInvalid)
 	}
 	began := time.Now()
-	if h, err := f.store.Get(e.Blocks[slot]); err == nil {
+	if _, _, err := f.expected(e.Blocks[slot]); err != nil {
+		return nil, err
+	}
+	if h, err := f.getLocal(e.Blocks[slot]); err == nil {
 		f.metrics.count(Local, h.Len(), time.Since(began))
 		f.announceOnce(e, slot, h.Digest())
 		return h, nil
@@ -127,6 +134,19 @@ func (f *Fetcher) Get(ctx context.Context, e *covey.Extent, slot int) (blockstor
 		h, _, err = f.getShared(ctx, e, slot)
 	}
 	return h, err
+}
+
+// getLocal gets a block from the store, if it is the manifest's.
+func (f *Fetcher) getLocal(l covey.Locator) (blockstore.Handle, error) {
+	h, err := f.store.Get(l)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.vouchLocal(l, h.Digest()); err != nil {
+		h.Release()
+		return nil, err
+	}
+	return h, nil
 }
 
 // getShared joins or begins the block's flight. retry says that the flight was

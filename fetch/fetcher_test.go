@@ -478,6 +478,10 @@ func TestMetrics(t *testing.T) {
 		"covey_fetch_hedge_wasted_bytes_total":      0,
 		"covey_fetch_slow_neighbours_total":         0,
 		"covey_fetch_banned_peers":                  0,
+		"covey_audits_total{result=same}":           0,
+		"covey_audits_total{result=differ}":         0,
+		"covey_audits_total{result=failed}":         0,
+		"covey_quarantined_blocks_total":            0,
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)

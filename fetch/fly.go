@@ -15,7 +15,7 @@ import (
 // when the store has the block, so that nobody finds neither.
 func (f *Fetcher) fly(fl *flight) {
 	defer f.table.end(fl)
-	if h, err := f.store.Get(fl.locator); err == nil {
+	if h, err := f.getLocal(fl.locator); err == nil {
 		f.landLocal(fl, h)
 		return
 	}
@@ -32,6 +32,9 @@ func (f *Fetcher) fly(fl *flight) {
 	s := search{f: f, fl: fl, buf: buf}
 	got, err := s.run()
 	buf = s.buf // a race may have put another in its place
+	if err == nil {
+		err = f.Vouch(fl.locator, got.digest)
+	}
 	if err != nil {
 		buf.free()
 		f.table.finish(fl, nil, err)
@@ -48,6 +51,9 @@ func (f *Fetcher) fly(fl *flight) {
 	close(fl.settled)
 	if err == nil {
 		f.admit(fl, got, buf.data)
+		if got.source == Neighbour {
+			f.audit(fl, got.digest)
+		}
 	}
 }
 

@@ -10,6 +10,9 @@ import (
 // held tries the holders that the home named, best first. Whatever none of them
 // had is asked for again, without them.
 func (s *search) held(a answer) (found, bool) {
+	if d, ok, err := s.f.expected(s.fl.locator); ok && err == nil {
+		a.Digest = d
+	}
 	if s.rumour != nil {
 		if got, ok := s.confirm(a.Digest); ok {
 			return got, true

@@ -22,6 +22,12 @@ type Options struct {
 	// Topology says how far peers are; nil means that all are equally far.
 	Topology Topology
 
+	// Manifest, if set, says what every block must hash to: nothing else is read.
+	Manifest Manifest
+	// AuditEvery is one in how many blocks from neighbours is read from the origin
+	// as well and compared; 0 means none.
+	AuditEvery int
+
 	// OnCorrupt, if set, hears of every block whose bytes contradict the digest
 	// that a home gave: source "neighbour" with the peer that sent them, source
 	// "origin" with no peer when the origin itself does (then either the pinned

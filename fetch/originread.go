@@ -85,6 +85,9 @@ func (s *search) overridden() (found, error) {
 		s.f.log.Warn("origin and pinned digest differ; the origin is believed",
 			"block", s.fl.locator, "pinned", pinned, "origin", digest)
 		s.f.opts.OnCorrupt(Origin.String(), s.fl.locator, "")
+		if !s.f.quarantines.has(s.fl.locator) {
+			s.f.quarantine(s.fl)
+		}
 	}
 	return found{source: Origin, digest: digest}, nil
 }

@@ -74,6 +74,10 @@ const (
 // run walks until the bytes are in s.buf and verified, or nothing is left.
 func (s *search) run() (found, error) {
 	defer s.dropPending()
+	if s.f.quarantines.has(s.fl.locator) {
+		s.last = "two values of the block were seen"
+		return s.alone()
+	}
 	for {
 		a, err := s.ask()
 		if s.fl.ctx.Err() != nil {

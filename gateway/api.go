@@ -166,6 +166,9 @@ type PrefetchRequest struct {
 	Replicas int `json:"replicas,omitempty"`
 	// Rate is the most bytes per second; 0 means unlimited.
 	Rate int64 `json:"rate_bytes,omitempty"`
+	// Manifest is an absolute path on the agent's host, where a signed list of the
+	// digests of everything is written in the end; none when empty.
+	Manifest string `json:"manifest,omitempty"`
 }
 
 // PathRequest is the body of POST /api/v1/pin, unpin, evict and verify.

@@ -84,7 +84,13 @@ type AgentOptions struct {
 	// MemberRecord is the agent's membership, in place of the cluster key.
 	MemberRecord *MemberRecord
 	// Revoked is a file of expelled peers; see [NetworkOptions].
-	Revoked    string
+	Revoked string
+	// VerifyManifest is a file that a prefetch wrote; what it does not list, or lists
+	// otherwise, is not read.
+	VerifyManifest string
+	// AuditEvery is one in how many blocks from neighbours is compared with the
+	// origin's; 0 means none.
+	AuditEvery int
 	Zone, Rack string
 	HostName   string
 	// DataPlane is "tls", the same as "", or "plain": blocks travel over bare TCP
@@ -284,7 +290,12 @@ func (a *Agent) open() (err error) {
 	policy := a.opts.Dataset
 	policy.Log, policy.Metrics = a.log, dataset.NewMetrics(a.registry)
 	a.datasets = dataset.NewTable(a.openSource, policy)
+	manifest, err := a.manifest()
+	if err != nil {
+		return err
+	}
 	a.fetcher = fetch.New(fetch.Options{
+		Manifest: manifest, AuditEvery: a.opts.AuditEvery,
 		Self: a.network.Self(), Store: a.store, Exchange: a.network, Topology: a.network, Origins: a.datasets, Directory: a.directory,
 		OnCorrupt: func(source string, _ covey.Locator, _ covey.PeerID) { a.corrupt.add(source) },
 		Strict:    a.opts.OriginStrict,
@@ -295,7 +306,7 @@ func (a *Agent) open() (err error) {
 		Self: a.network.Self(), Fetch: a.fetcher, Room: a.planRoom, Log: a.log, Registry: a.registry,
 	})
 	a.fetcher.Advise(a.ahead)
-	a.blocks = &agentBlocks{Fetcher: a.fetcher, store: a.store, ahead: a.ahead}
+	a.blocks = &agentBlocks{Fetcher: a.fetcher, store: a.store, ahead: a.ahead, manifest: manifest != nil}
 	a.network.SetServer(agentServer{a})
 	return a.openDoors()
 }

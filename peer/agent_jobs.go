@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -187,6 +188,9 @@ func (a *Agent) Prefetch(ctx context.Context, r gateway.PrefetchRequest) (gatewa
 		return gateway.Job{}, fmt.Errorf("prefetch %s with %d replicas at %d B/s: this version keeps one copy, on the agent asked: %w",
 			r.Path, r.Replicas, r.Rate, covey.ErrInvalid)
 	}
+	if r.Manifest != "" && !filepath.IsAbs(r.Manifest) {
+		return gateway.Job{}, fmt.Errorf("prefetch %s: the manifest's path %q is not absolute: %w", r.Path, r.Manifest, covey.ErrInvalid)
+	}
 	ds, rel, release, err := a.resolve(ctx, r.Path)
 	if err != nil {
 		return gateway.Job{}, err
@@ -201,7 +205,11 @@ func (a *Agent) Prefetch(ctx context.Context, r gateway.PrefetchRequest) (gatewa
 		defer a.jobs.done()
 		defer release()
 		defer j.cancel()
-		j.finish(a.prefetch(running, j, ds, rel, limiter(r.Rate)))
+		err := a.prefetch(running, j, ds, rel, limiter(r.Rate))
+		if err == nil && r.Manifest != "" {
+			err = a.writeManifest(running, ds, rel, r.Manifest)
+		}
+		j.finish(err)
 	}()
 	return j.snapshot(), nil
 }

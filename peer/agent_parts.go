@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"os"
 
@@ -20,6 +21,8 @@ type agentBlocks struct {
 	*fetch.Fetcher
 	store *blockstore.Store
 	ahead *ahead.Reader
+	// manifest says that there is one.
+	manifest bool
 }
 
 // Get is what a reader of a mount asks for. What the agent fetches for itself
@@ -55,9 +58,30 @@ func (b *agentBlocks) OpenWhole(o covey.Object) (*os.File, error) {
 }
 
 func (b *agentBlocks) openWhole(o covey.Object) (*os.File, error) {
-	f, err := b.store.OpenWhole(o)
+	f, err := b.openCached(o)
 	if err == nil || o.Blocks() > admittedAtMost || !b.Admitted(o) {
 		return f, err
+	}
+	return b.openCached(o)
+}
+
+// openCached opens the object's file if every block is the manifest's. The store
+// has held the file against its digests before it hands it out.
+func (b *agentBlocks) openCached(o covey.Object) (*os.File, error) {
+	if !b.manifest {
+		return b.store.OpenWhole(o)
+	}
+	for i := range o.Blocks() {
+		h, err := b.store.Get(o.Block(i))
+		if err != nil {
+			return nil, err
+		}
+		err = b.Vouch(o.Block(i), h.Digest())
+		h.Release()
+		if err != nil {
+			// A read of the block tells the reader, or fetches the right one.
+			return nil, fmt.Errorf("open whole: %s: %w", err.Error(), covey.ErrNotFound)
+		}
 	}
 	return b.store.OpenWhole(o)
 }

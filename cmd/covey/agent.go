@@ -105,6 +105,7 @@ func peerOptions(c *agentConfig, log *slog.Logger) (peer.AgentOptions, error) {
 		opts.ClusterKey = key
 	}
 	opts.Revoked = c.revoked
+	opts.VerifyManifest, opts.AuditEvery = c.policy.verifyManifest, c.policy.audit
 	if c.memberRecord != "" {
 		record, err := readMemberRecord(c.memberRecord, log)
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -41,7 +42,7 @@ func TestConfigDefaults(t *testing.T) {
 	c, err := load(t, nil, "")
 	want := &agentConfig{
 		state: "/xdg/state/covey", cache: []cacheDir{{dir: "/xdg/cache/covey"}}, api: "/xdg/run/covey/agent.sock",
-		listen: "127.0.0.1:7171", http: "127.0.0.1:7172", dataPlane: "tls", logFormat: "text",
+		listen: "127.0.0.1:7171", http: "127.0.0.1:7172", dataPlane: "tls", logFormat: "text", policy: policy{audit: 10_000},
 	}
 	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("defaults are %+v, %v, want %+v", c, err, want)
@@ -101,6 +102,8 @@ func TestConfigPrecedence(t *testing.T) {
 		{"join", "f:1", "e:1", "g:1"},
 		{"cluster-key", "/f", "/e", "/g"},
 		{"revoked", "/f", "/e", "/g"},
+		{"verify-manifest", "/f", "/e", "/g"},
+		{"audit", "1", "2", "3"},
 		{"api", "unix:///f", "unix:///e", "unix:///g"},
 		{"http", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"},
 		{"mount", "s3://f?a=b=/f", "s3://e?a=b=/e", "s3://g?a=b=/g"},
@@ -133,8 +136,10 @@ func TestConfigPrecedence(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := func(dir, port, host string) agentConfig {
+		audit, _ := strconv.Atoi(port)
 		return agentConfig{
-			state: dir, cache: []cacheDir{{dir, 1 << 30}}, listen: "127.0.0.1:" + port, join: []string{host + ":1"},
+			policy: policy{verifyManifest: dir, audit: audit},
+			state:  dir, cache: []cacheDir{{dir, 1 << 30}}, listen: "127.0.0.1:" + port, join: []string{host + ":1"},
 			clusterKey: dir, membership: membership{revoked: dir}, api: dir, http: "127.0.0.1:" + port, mounts: []mountSpec{{source: "s3:/" + dir + "?a=b", dir: dir}},
 			dataPlane: "plain", dataListen: "127.0.0.1:" + port, zone: host, rack: host, host: host,
 		}
@@ -229,6 +234,7 @@ func TestConfigFaults(t *testing.T) {
 		{name: "plane", flags: []string{"--data-plane=quic"}, says: `"quic" is not known`},
 		{name: "two memberships", flags: []string{"--cluster-key=/k", "--member-record=/m"}, says: "--member-record: the agent has a cluster key"},
 		{name: "revoked without key", flags: []string{"--revoked=/r"}, says: "--revoked: only an agent that has the cluster key"},
+		{name: "audit", flags: []string{"--audit=often"}, says: "--audit: "},
 		{name: "level", flags: []string{"--log-level=loud"}, says: "--log-level: "},
 		{name: "format", flags: []string{"--log-format=xml"}, says: "--log-format: "},
 	} {

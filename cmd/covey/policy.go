@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 	"strconv"
 	"time"
 
+	"github.com/covey-cache/covey/fetch"
 	"github.com/covey-cache/covey/mount"
 )
 
@@ -15,6 +17,9 @@ type policy struct {
 	immutable   bool
 	readTimeout time.Duration
 	profile     mount.Profile
+	// verifyManifest is a file, or ""; audit is one in how many blocks.
+	verifyManifest string
+	audit          int
 	// strict refuses reads of the origin that no home has granted.
 	strict bool
 }
@@ -24,6 +29,9 @@ type policy struct {
 const minReadTimeout = 100 * time.Millisecond
 
 func (p *policy) parse(l layer, _ func(string) string) error {
+	if err := p.parseTrust(l); err != nil {
+		return err
+	}
 	if v, ok := l["max-age"]; ok {
 		age, err := time.ParseDuration(v.words[0])
 		if err != nil || age < 0 {
@@ -68,6 +76,25 @@ func (p *policy) parse(l layer, _ func(string) string) error {
 			return l.fault("read-timeout", fmt.Errorf("%q: write a time of at least %v, like 30s", v.words[0], minReadTimeout))
 		}
 		p.readTimeout = d
+	}
+	return nil
+}
+
+// parseTrust is the part of parse that concerns whose bytes are believed.
+func (p *policy) parseTrust(l layer) error {
+	if file := l.one("verify-manifest", ""); file != "" {
+		var err error
+		if p.verifyManifest, err = filepath.Abs(file); err != nil {
+			return l.fault("verify-manifest", err)
+		}
+	}
+	p.audit = fetch.DefaultAudit
+	if v, ok := l["audit"]; ok {
+		n, err := strconv.Atoi(v.words[0])
+		if err != nil || n < 0 {
+			return l.fault("audit", fmt.Errorf("%q: write a number of blocks, or 0", v.words[0]))
+		}
+		p.audit = n
 	}
 	return nil
 }

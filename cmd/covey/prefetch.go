@@ -33,6 +33,7 @@ func (a *app) prefetchCommand() *cobra.Command {
 and shows how far it is. Ctrl-C cancels it. It fails when a file could not be fetched.`,
 		Example: `  covey prefetch /mnt/imagenet/train
   covey prefetch s3://bucket/imagenet --rate 500MiB
+  covey prefetch /mnt/imagenet --manifest imagenet.manifest
   covey prefetch /mnt/imagenet --detach --json | jq -r .id`,
 		Args: exactly("SOURCE|PATH"),
 		RunE: a.prefetch,
@@ -41,6 +42,7 @@ and shows how far it is. Ctrl-C cancels it. It fails when a file could not be fe
 	addJSONFlag(cmd)
 	cmd.Flags().Int("replicas", 0, "`N` copies that the mesh should hold; this version keeps one, on this agent, and refuses more")
 	cmd.Flags().String("rate", "", "at most `BYTES` a second, like 500MiB; default unlimited")
+	cmd.Flags().String("manifest", "", "write a signed list of the digests of everything to `FILE`, for --verify-manifest of an agent")
 	cmd.Flags().Bool("detach", false, "return at once; the job goes on in the agent")
 	return cmd
 }
@@ -101,6 +103,11 @@ func prefetchRequest(cmd *cobra.Command, arg string) (gateway.PrefetchRequest, e
 	req.Replicas, _ = cmd.Flags().GetInt("replicas")
 	if req.Replicas < 0 {
 		return req, misuse("--replicas: %d is negative", req.Replicas)
+	}
+	if file, _ := cmd.Flags().GetString("manifest"); file != "" {
+		if req.Manifest, err = absPath(file); err != nil {
+			return req, misuse("--manifest: %w", err)
+		}
 	}
 	if text, _ := cmd.Flags().GetString("rate"); text != "" {
 		if req.Rate, err = parseSize(text); err != nil {

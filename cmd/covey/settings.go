@@ -58,6 +58,8 @@ var settings = []setting{
 	{"origin", single, "who may read the origin, `granted|strict`: with granted a read that a home has not granted in time reads it all the same; with strict it fails with EIO at its deadline (default granted)"},
 	{"origin-strict", single, "the same as --origin strict; `true` or false (default false)"},
 	{"profile", single, "how mounts open files, `auto|large|small`: large passes whole files through to the kernel; small has the kernel open small files of immutable data sets by itself; auto decides by the listing (default auto)"},
+	{"verify-manifest", single, "`FILE` that covey prefetch --manifest wrote: what it does not list, or lists otherwise, fails with EIO"},
+	{"audit", single, "compare one in `N` blocks from neighbours with the origin's; 0 for none (default 10000)"},
 	{"read-timeout", single, "`TIME` that one read may wait for the mesh and the origin before it fails with EIO (default 30s)"},
 	{"zone", single, "`NAME` of this host's zone"},
 	{"rack", single, "`NAME` of this host's rack"},
