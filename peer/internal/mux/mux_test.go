@@ -368,3 +368,76 @@ func FuzzServe(f *testing.F) {
 		}
 	})
 }
+
+// FuzzClient: whatever a server says, the client's calls end, with an error of a
+// kind that callers act upon, and their buffers are not overrun.
+func FuzzClient(f *testing.F) {
+	found := wire.AppendFrame(nil, wire.TypeFound, 1, wire.Marshal(&wire.Found{Size: 5}))
+	f.Add(wire.AppendFrame(found, wire.TypeData, 1, []byte("hello")))
+	f.Add(append(bytes.Clone(found), found...)) // twice
+	f.Add(wire.AppendFrame(nil, wire.TypeData, 1, []byte("before the size")))
+	f.Add(wire.AppendFrame(bytes.Clone(found), wire.TypeData, 1, []byte("more than was said")))
+	f.Add(wire.AppendFrame(nil, wire.TypeFail, 1, wire.Marshal(&wire.Failure{Code: wire.Code_BUSY})))
+	f.Add(wire.AppendFrame(nil, wire.TypeFail, 77, nil)) // never asked
+	f.Add(wire.AppendFrame(nil, wire.TypeFound, 1, wire.Marshal(&wire.Found{Size: 1 << 60})))
+	f.Add(found[:4]) // cut short
+	f.Fuzz(func(t *testing.T, b []byte) {
+		cs, ss := net.Pipe()
+		c := NewClient(stream{cs}, stall, Counters{})
+		ran := make(chan error, 1)
+		go func() { ran <- c.Run() }()
+		said := make(chan struct{})
+		go func() {
+			defer close(said)
+			defer ss.Close()
+			var request [256]byte
+			if _, err := ss.Read(request[:]); err == nil {
+				_, _ = ss.Write(b) // the client may have had enough
+			}
+		}()
+		err := c.Do(context.Background(), []byte("x"), func(size uint64) ([]byte, error) {
+			if size > 16 {
+				return nil, covey.ErrInvalid
+			}
+			return make([]byte, size), nil
+		})
+		for _, kind := range []error{nil, covey.ErrUnavailable, covey.ErrInvalid, covey.ErrNotFound, covey.ErrStale} {
+			if errors.Is(err, kind) {
+				err = nil
+			}
+		}
+		if err != nil {
+			t.Fatalf("error of kind %v", err)
+		}
+		c.Fail(ErrClosed)
+		<-ran
+		<-said
+	})
+}
+
+// A frame that is begun must be ended, in time and whole.
+func TestUnfinishedFrames(t *testing.T) {
+	header := wire.AppendFrame(nil, wire.TypeRequest, 1, make([]byte, 1000))[:wire.HeaderLen+10]
+	for name, end := range map[string]func(c stream){
+		"cut short":  func(c stream) { c.Close() },
+		"never ends": func(stream) { time.Sleep(frameTimeout) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, s := pipe(t, &memnet.Network{})
+				served := make(chan error, 1)
+				go func() {
+					served <- Serve(t.Context(), s, func(context.Context, []byte) (Answer, error) { return Answer{}, nil }, semaphore.NewWeighted(1), Counters{})
+				}()
+				if _, err := c.Write(header); err != nil {
+					t.Fatal(err)
+				}
+				end(c)
+				if err := <-served; !errors.Is(err, covey.ErrInvalid) {
+					t.Errorf("Serve = %v", err)
+				}
+				c.Close()
+			})
+		})
+	}
+}

@@ -66,7 +66,7 @@ func Serve(ctx context.Context, s Stream, h Handler, shared *semaphore.Weighted,
 	stop()
 	_ = s.Reset()
 	sv.work.Wait()
-	if errors.Is(err, io.EOF) || !errors.Is(err, covey.ErrInvalid) {
+	if !errors.Is(err, covey.ErrInvalid) {
 		return nil
 	}
 	return err
@@ -99,8 +99,8 @@ func (sv *server) frame(ctx context.Context, r io.Reader) error {
 
 // request starts the work on one request, or says that there is too much of it.
 func (sv *server) request(ctx context.Context, h wire.Header, r io.Reader) error {
-	payload := make([]byte, h.Len)
-	if _, err := io.ReadFull(r, payload); err != nil {
+	payload, err := sv.payload(h, r)
+	if err != nil {
 		return err
 	}
 	var m wire.Request
@@ -130,6 +130,25 @@ func (sv *server) request(ctx context.Context, h wire.Header, r io.Reader) error
 		sv.answer(rctx, ctx, h.ID, m.Body)
 	})
 	return nil
+}
+
+// payload reads the rest of a frame. Whoever begins one must end it: a member that
+// trickles would keep its memory here, and one that stops in the middle means
+// something else than it says.
+func (sv *server) payload(h wire.Header, r io.Reader) ([]byte, error) {
+	if err := sv.s.SetReadDeadline(time.Now().Add(frameTimeout)); err != nil {
+		return nil, err
+	}
+	b := make([]byte, h.Len)
+	switch _, err := io.ReadFull(r, b); {
+	case isTimeout(err):
+		return nil, fmt.Errorf("frame of %d bytes not complete after %s: %w", h.Len, frameTimeout, covey.ErrInvalid)
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF) && h.Len > 0:
+		return nil, fmt.Errorf("frame of %d bytes cut short: %w", h.Len, covey.ErrInvalid)
+	case err != nil:
+		return nil, err
+	}
+	return b, sv.s.SetReadDeadline(time.Time{})
 }
 
 // admit takes a place for the request. A request that finds none is answered

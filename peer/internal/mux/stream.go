@@ -47,6 +47,9 @@ const (
 	// writeTimeout is how long a peer may leave its side unread before the
 	// stream is given up; the receiver of blocks reads all the time.
 	writeTimeout = 10 * time.Second
+	// frameTimeout is how long a request frame may take from its header to its end:
+	// 1 MiB at 1 Mb/s.
+	frameTimeout = 10 * time.Second
 	// cancelGrace is how long a cancelled request waits for a piece that is just
 	// being read into its buffer, before it takes the stream down to get the
 	// buffer back. A piece takes well under a millisecond unless the sender
