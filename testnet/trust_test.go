@@ -160,7 +160,7 @@ func TestSecretsStayInside(t *testing.T) {
 				t.Fatalf("%s: %s, %v", path, res.Status, err)
 			}
 		}
-		if len(said[p.LogFile()]) < 1000 {
+		if len(said[p.LogFile()]) < 300 {
 			t.Errorf("agent %d has hardly said anything", i)
 		}
 		err := filepath.Walk(p.Dir(), func(path string, info os.FileInfo, err error) error {
