@@ -9,39 +9,40 @@ type mark int
 
 // The marks.
 const (
-	markGrant        mark = iota // read from the origin
-	markFollow                   // waited at a peer that was reading, and got the block
-	markFollowFailed             // waited at a peer that then had nothing
-	markOverride                 // read from the origin without a grant
-	markStoreFull                // a block was not admitted
-	markCrashLost                // a kill lost admitted blocks
-	markWarmRestart              // a node came back with blocks
-	markResetCall                // a question ended with the death of the home
-	markResetFetch               // a transfer ended with the death of the sender
-	markDialDead                 // a dead node was dialled
-	markStall                    // a message was lost silently
-	markProbed                   // a node was found again after it was given up
-	markExpelled                 // a dead member's lease ended
-	markJoined                   // a node joined while others read
-	markLie                      // wrong bytes arrived
-	markCorrupt                  // wrong bytes were noticed by their digest
-	markClaimRefused             // a node was asked for what it had only claimed
-	markNotFound                 // a holder did not have the block
-	markThrottled                // the origin answered 503
-	markOutage                   // the origin refused
-	markOutageHidden             // a read got its bytes while the origin was out
-	markReadFailed               // a read ended in an error
-	markReadAgain                // a block was read from the origin again
-	markAvoidable                // although a node in reach held it
-	markCutRead                  // a read from the origin ended with its reader
-	markBothSides                // two sides of a partition read one block
-	markSlowServed               // a slow node sent a block
-	markResumed                  // a block was finished by another than who began it
+	markGrant          mark = iota // read from the origin
+	markFollow                     // waited at a peer that was reading, and got the block
+	markFollowFailed               // waited at a peer that then had nothing
+	markOverride                   // read from the origin without a grant
+	markStoreFull                  // a block was not admitted
+	markReplicaEvicted             // a replica gave way to a primary
+	markCrashLost                  // a kill lost admitted blocks
+	markWarmRestart                // a node came back with blocks
+	markResetCall                  // a question ended with the death of the home
+	markResetFetch                 // a transfer ended with the death of the sender
+	markDialDead                   // a dead node was dialled
+	markStall                      // a message was lost silently
+	markProbed                     // a node was found again after it was given up
+	markExpelled                   // a dead member's lease ended
+	markJoined                     // a node joined while others read
+	markLie                        // wrong bytes arrived
+	markCorrupt                    // wrong bytes were noticed by their digest
+	markClaimRefused               // a node was asked for what it had only claimed
+	markNotFound                   // a holder did not have the block
+	markThrottled                  // the origin answered 503
+	markOutage                     // the origin refused
+	markOutageHidden               // a read got its bytes while the origin was out
+	markReadFailed                 // a read ended in an error
+	markReadAgain                  // a block was read from the origin again
+	markAvoidable                  // although a node in reach held it
+	markCutRead                    // a read from the origin ended with its reader
+	markBothSides                  // two sides of a partition read one block
+	markSlowServed                 // a slow node sent a block
+	markResumed                    // a block was finished by another than who began it
 	marks
 )
 
 var markNames = [marks]string{
-	"grant", "follow", "follow failed", "override", "store full", "crash lost", "warm restart",
+	"grant", "follow", "follow failed", "override", "store full", "replica evicted", "crash lost", "warm restart",
 	"reset call", "reset fetch", "dial dead", "stall", "probed", "expelled", "joined",
 	"lie", "corrupt", "claim refused", "not found", "throttled", "outage", "outage hidden",
 	"read failed", "read again", "avoidable", "cut read", "both sides", "slow served", "resumed",

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math"
 	"math/bits"
 	"sync"
 	"time"
@@ -18,9 +19,27 @@ import (
 // real one does: the group that was not committed yet.
 const syncEvery = time.Second
 
+// kind is what a copy is: of replicas, spare ones have many other holders.
+type kind int
+
+const (
+	spare kind = iota
+	replica
+	primary
+)
+
+// manyHolders is from how many other holders on a replica is spare, as in package
+// blockstore.
+const manyHolders = 3
+
+// unbounded is the budget of a store in which everything fits.
+const unbounded = math.MaxInt64 / 2
+
 // store is a node's cache: fetch.Store with the policy `epoch` of the block
-// store, which evicts nothing to admit more, and no disk. What was admitted with
-// the bytes of the origin costs one bit; what was not is kept as it came.
+// store and no disk. Primaries evict nothing but replicas, replicas nothing; the
+// unit that gives way is a block, where the real store's is an object. What was
+// admitted with the bytes of the origin costs one bit; what was not is kept as it
+// came.
 //
 // mu is a leaf lock and guards what follows it.
 type store struct {
@@ -32,6 +51,9 @@ type store struct {
 	used   int64
 	odd    map[int][]byte // bytes that are not the origin's
 	recent []admission    // of the last second
+	// replicas are the numbers of those admitted, oldest first; some may have
+	// been dropped since.
+	replicas [primary][]int
 }
 
 type admission struct {
@@ -102,43 +124,80 @@ func (s *store) present(extent int) (have covey.Bitmap) {
 	return have
 }
 
-// PutReplica is Put: nothing gives way here.
-func (s *store) PutReplica(l covey.Locator, p covey.Place, d covey.Digest, data []byte, _ int) error {
-	return s.Put(l, p, d, data)
+// Put admits a block that was read from the origin. Replicas give way to it.
+func (s *store) Put(l covey.Locator, _ covey.Place, d covey.Digest, p []byte) error {
+	return s.admit(l, d, p, primary)
 }
 
-// Put admits a block while the budget lasts.
-func (s *store) Put(l covey.Locator, _ covey.Place, d covey.Digest, p []byte) error {
+// PutReplica admits a block of a neighbour, where there is room.
+func (s *store) PutReplica(l covey.Locator, _ covey.Place, d covey.Digest, p []byte, holders int) error {
+	if holders >= manyHolders {
+		return s.admit(l, d, p, spare)
+	}
+	return s.admit(l, d, p, replica)
+}
+
+func (s *store) admit(l covey.Locator, d covey.Digest, p []byte, k kind) error {
 	b := s.w.data.number(l)
 	if b < 0 || d.IsZero() || int64(len(p)) != l.Range().Len {
 		return fmt.Errorf("admit %s: %w", l, covey.ErrInvalid)
 	}
 	genuine := bytes.Equal(p, s.w.data.bytesOf(b)) && d == s.w.data.blocks[b].digest
-	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.has(b) {
 		return nil
 	}
 	size := s.w.data.size(b)
-	if s.used+size > s.budget {
-		s.w.marks.hit(markStoreFull)
-		return fmt.Errorf("admit %s: %w", l, covey.ErrFull)
+	for s.used+size > s.budget {
+		if k != primary || !s.evict() {
+			s.w.marks.hit(markStoreFull)
+			return fmt.Errorf("admit %s: %w", l, covey.ErrFull)
+		}
 	}
 	s.used += size
 	s.have[b/64] |= 1 << (b % 64)
+	if k != primary && s.bounded() {
+		s.replicas[k] = append(s.replicas[k], b)
+	}
 	if !genuine {
 		if s.odd == nil {
 			s.odd = map[int][]byte{}
 		}
 		s.odd[b] = bytes.Clone(p)
 	}
+	s.note(b)
+	return nil
+}
+
+// note remembers an admission for as long as a crash would lose it; s.mu is held.
+func (s *store) note(b int) {
+	now := time.Now()
 	for len(s.recent) > 0 && now.Sub(s.recent[0].at) >= syncEvery {
 		s.recent = s.recent[1:]
 	}
 	s.recent = append(s.recent, admission{b, now})
-	return nil
 }
+
+// evict drops the replica that gives way first, the oldest of those that many
+// others hold; false when there is none. s.mu is held.
+func (s *store) evict() bool {
+	for k := spare; k < primary; k++ {
+		for len(s.replicas[k]) > 0 {
+			b := s.replicas[k][0]
+			s.replicas[k] = s.replicas[k][1:]
+			if s.has(b) {
+				s.drop(b)
+				s.w.marks.hit(markReplicaEvicted)
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// bounded reports whether the store can ever be full.
+func (s *store) bounded() bool { return s.budget < unbounded }
 
 // Drop removes a block.
 func (s *store) Drop(l covey.Locator) error {
@@ -168,7 +227,7 @@ func (s *store) crash(everything bool) (lost int) {
 			lost += bits.OnesCount64(word)
 		}
 		clear(s.have)
-		s.used, s.odd, s.recent = 0, nil, nil
+		s.used, s.odd, s.recent, s.replicas = 0, nil, nil, [primary][]int{}
 		return lost
 	}
 	for _, r := range s.recent {

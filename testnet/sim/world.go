@@ -105,7 +105,7 @@ func newWorld(ctx context.Context, c scenario.Case, log *events) *world {
 func (w *world) budget() int64 {
 	switch a := w.c.Cache; {
 	case a.IsZero():
-		return math.MaxInt64 / 2
+		return unbounded
 	case a.Share > 0:
 		// Whole blocks, so that what the nodes may keep is what they can.
 		full := w.data.wire(payload)
