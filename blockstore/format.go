@@ -152,8 +152,15 @@ func (l layout) check() error {
 	line := strings.TrimSuffix(string(b), "\n")
 	v, found := strings.CutPrefix(line, formatPrefix)
 	n, err := strconv.Atoi(v)
-	switch {
-	case !found || err != nil || n < formatOldest || n > formatVersion:
+	switch damaged := !found || err != nil; {
+	case damaged && l.exists(nameIndex) && l.exists(nameData):
+		// Only the version is lost, and with it how to read the rest. What else is
+		// here is looked at before anything is moved.
+		if err := l.claim(); err != nil {
+			return err
+		}
+		return l.quarantine()
+	case damaged || n < formatOldest || n > formatVersion:
 		return fmt.Errorf("its format is %q and this covey knows %q and older; empty the directory or use another: %w",
 			line, formatPrefix+strconv.Itoa(formatVersion), covey.ErrInvalid)
 	case n < formatVersion:
@@ -169,7 +176,7 @@ func (l layout) claim() error {
 	}
 	for _, n := range names {
 		switch n {
-		case nameLock, nameFormat + ".new", nameData, nameIndex, nameBad, nameDamaged, nameProbe, nameTrash, nameStaging, "lost+found":
+		case nameLock, nameFormat, nameFormat + ".new", nameData, nameIndex, nameBad, nameDamaged, nameProbe, nameTrash, nameStaging, "lost+found":
 		default:
 			return fmt.Errorf("it holds %q, which is not a cache; give an empty directory: %w", n, covey.ErrInvalid)
 		}
