@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -278,7 +280,7 @@ var errGrew = errors.New("it grew while it was moved")
 // new one first.
 func (m *mover) move(o covey.Object, from, to *tier) error {
 	id := o.ID()
-	pinned := from.keeps(id)
+	uses, pinned := from.usesOf(id), from.keeps(id) // to copy it is no use
 	if pinned {
 		if err := to.Pin(o); err != nil {
 			return err
@@ -291,7 +293,7 @@ func (m *mover) move(o covey.Object, from, to *tier) error {
 		if err := to.Sync(); err != nil {
 			return err
 		}
-		to.inherit(id, from)
+		to.inherit(id, uses, from)
 		if pinned {
 			if err := from.Unpin(o); err != nil {
 				return err
@@ -363,19 +365,19 @@ func (s *tier) provenance(k blockKey) (p provenance) {
 }
 
 // inherit takes over how often an object was used, and since when it is here.
-func (s *tier) inherit(id covey.ObjectID, from *tier) {
+func (s *tier) inherit(id covey.ObjectID, uses int, from *tier) {
 	from.mu.Lock()
 	e := from.table.find(&id)
 	if e == nil {
 		from.mu.Unlock()
 		return
 	}
-	uses, stamp, timed := e.uses, e.stamp, e.flags&flagTimed != 0
+	stamp, timed := e.stamp, e.flags&flagTimed != 0
 	from.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e := s.table.find(&id); e != nil {
-		e.uses = max(e.uses, uses)
+		e.uses = max(e.uses, uint8(uses)) //nolint:gosec // it was one
 		if timed && e.flags&flagTimed != 0 {
 			e.stamp = min(e.stamp, stamp)
 		}
@@ -414,6 +416,13 @@ func (s *Store) leave(o covey.Object, id covey.ObjectID, from, to *tier) (gone b
 func (m *mover) findSplit() {
 	tiers := m.usable()
 	for i, a := range tiers {
+		for _, id := range a.pinIDs() {
+			for _, b := range tiers[i+1:] {
+				if b.keeps(id) {
+					m.endSecondPin(id, a, b)
+				}
+			}
+		}
 		for slab := 0; ; slab++ {
 			ids, more := a.idsOf(slab)
 			if !more || m.ctx.Err() != nil {
@@ -428,6 +437,32 @@ func (m *mover) findSplit() {
 			}
 		}
 	}
+}
+
+// endSecondPin ends the pin of an object, of the two that a crash left, in the tier that
+// has less of it.
+func (m *mover) endSecondPin(id covey.ObjectID, a, b *tier) {
+	from := b
+	if b.blocksOf(id) > a.blocksOf(id) {
+		from = a
+	}
+	var o covey.Object
+	err := from.index.get(objectKey(keyPin, id), func(v []byte) (err error) {
+		o, err = parseObject(v)
+		return err
+	})
+	if err == nil {
+		err = from.Unpin(o)
+	}
+	if err != nil {
+		m.s.log.Debug("end a second pin", "tier", from.opts.Dir, "err", err)
+	}
+}
+
+func (s *tier) pinIDs() []covey.ObjectID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.pins))
 }
 
 func (s *tier) idsOf(slab int) (ids []covey.ObjectID, more bool) {

@@ -45,7 +45,7 @@ func TestCrashWhileObjectMoves(t *testing.T) {
 				return nil
 			})
 			opts := twoTiers(errorfs.Wrap(mem, serial(point)), 1<<30, 1<<30)
-			opts.SyncEvery = time.Hour
+			opts.SyncEvery, opts.still = time.Hour, true
 			s := mustOpenStore(t, opts)
 			o, other := object("o", 5*testBlock), object("other", 2*testBlock)
 			for _, x := range []covey.Object{o, other} {
@@ -72,7 +72,9 @@ func TestCrashWhileObjectMoves(t *testing.T) {
 			t.Logf("%d crash points", len(pictures))
 			both := 0
 			for i, fs := range pictures {
-				s := mustOpenStore(t, twoTiers(fs, 1<<30, 1<<30))
+				opts := twoTiers(fs, 1<<30, 1<<30)
+				opts.still = true
+				s := mustOpenStore(t, opts)
 				if len(strings.Fields(tierNames(s, o))) > o.Blocks() {
 					both++
 				}
@@ -94,7 +96,7 @@ func TestCrashWhileObjectMoves(t *testing.T) {
 				for j := range o.Blocks() {
 					wantBlock(t, s, o.Block(j))
 				}
-				if u := s.Usage(); u.Used != 7*testBlock || !s.Stat(o).Pinned {
+				if u := s.Usage(); u.Used != 7*testBlock || !s.Stat(o).Pinned || u.Pinned != 1 || u.Reserved != 0 {
 					t.Fatalf("crash point %d: usage %+v", i, u)
 				}
 				mustClose(t, s)
@@ -138,7 +140,7 @@ func TestMovesDownAndUp(t *testing.T) {
 			}
 			time.Sleep(time.Minute)
 		}
-		if n := s.moved.Load() - before; n > 5 {
+		if n := s.moved.Load() - before; n > 6 { // into what is free beyond the tenth
 			t.Errorf("%d objects moved while all were used alike", n)
 		}
 		for range 20 {
@@ -260,7 +262,7 @@ func dirState(t *testing.T, fs FS, dir string) string {
 // be passed through then.
 func TestGather(t *testing.T) {
 	dir := t.TempDir()
-	s := mustOpenStore(t, Options{Dir: dir + "/fast", Budget: 4 * testBlock, Slower: []TierOptions{{Dir: dir + "/slow", Budget: 5 * testBlock}}})
+	s := mustOpenStore(t, Options{Dir: dir + "/fast", Budget: 4 * testBlock, Slower: []TierOptions{{Dir: dir + "/slow", Budget: 5 * testBlock}}, still: true})
 	o, in := object("o", 5*testBlock), object("in", 2*testBlock)
 	putAll(t, s, in)
 	put(t, s, object("in2", testBlock).Block(0))

@@ -75,6 +75,8 @@ type Options struct {
 	coder *coder
 	// rules are what all tiers of a store share.
 	rules *rules
+	// still keeps objects where they are, for tests that move them by hand.
+	still bool
 	// onHot, if set, is called, with the tier's lock, for an object that is used often.
 	onHot func(*tier, covey.ObjectID)
 	// onFault, if set, is called when a fault ends a tier's admission.

@@ -140,9 +140,12 @@ func Open(opts Options) (*Store, error) {
 		}
 		opts.Registry.MustRegister(s.gauges...)
 	}
-	s.done.Add(3)
+	s.done.Add(2)
 	go s.tend(ctx)
-	go s.moveObjects(ctx)
+	if !opts.still {
+		s.done.Add(1)
+		go s.moveObjects(ctx)
+	}
 	go s.keepHouse(ctx)
 	return s, nil
 }

@@ -178,7 +178,7 @@ func TestCacheDirectoryThatCannotBeWritten(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			p := m.agent(t)
+			p := m.agentWith(t, testnet.AgentSpec{CacheSize: "8KiB"})
 			m.compare(t, p)
 			s, err := p.Client().Status(t.Context())
 			if err != nil {
