@@ -18,12 +18,14 @@ type MountOptions struct {
 	// UID and GID own every entry; nil means the agent's.
 	UID *uint32 `json:"uid,omitempty"`
 	GID *uint32 `json:"gid,omitempty"`
+	// XAttr gives files extended attributes (user.covey.*); not with RW.
+	XAttr bool `json:"xattr,omitempty"`
 	// Umask takes permissions from what its origin has none for; nil means 022.
 	Umask *uint32 `json:"umask,omitempty"`
 }
 
 // ParseMountOptions reads options as mount(8) writes them: rw, ro, allow_other,
-// uid=N, gid=N and umask=OCTAL, with commas in between. A later one wins.
+// xattr, uid=N, gid=N and umask=OCTAL, with commas in between. A later one wins.
 func ParseMountOptions(text string) (MountOptions, error) {
 	var o MountOptions
 	for word := range strings.SplitSeq(text, ",") {
@@ -60,8 +62,10 @@ func (o *MountOptions) set(word string) error {
 		o.RW = false
 	case "allow_other":
 		o.AllowOther = true
+	case "xattr":
+		o.XAttr = true
 	default:
-		return fmt.Errorf("mount option %q is not known; rw, ro, allow_other, uid=N, gid=N and umask=OCTAL are: %w", word, covey.ErrInvalid)
+		return fmt.Errorf("mount option %q is not known; rw, ro, allow_other, xattr, uid=N, gid=N and umask=OCTAL are: %w", word, covey.ErrInvalid)
 	}
 	return nil
 }
@@ -74,6 +78,9 @@ func (o MountOptions) String() string {
 	}
 	if o.AllowOther {
 		words = append(words, "allow_other")
+	}
+	if o.XAttr {
+		words = append(words, "xattr")
 	}
 	for _, n := range []struct {
 		name, format string

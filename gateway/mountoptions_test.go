@@ -11,6 +11,7 @@ func TestMountOptions(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                                  "ro",
 		"rw":                                "rw",
+		"xattr,rw":                          "rw,xattr",
 		"rw,ro":                             "ro",
 		" allow_other , rw,":                "rw,allow_other",
 		"uid=0,gid=1000,umask=27,rw":        "rw,uid=0,gid=1000,umask=027",

@@ -41,7 +41,7 @@ func mountOptions(opts Options, log *slog.Logger) fuse.MountOptions {
 		MaxReadAhead:  readahead,
 		FsName:        fsName,
 		Name:          fsName,
-		DisableXAttrs: true,
+		DisableXAttrs: opts.Describe == nil,
 		// The answers are copied into go-fuse's own buffers; a splice of them
 		// costs as much and falls back silently.
 		DisableSplice:            true,
@@ -54,7 +54,7 @@ func mountOptions(opts Options, log *slog.Logger) fuse.MountOptions {
 	}
 	if opts.Write != nil {
 		// An open that cuts an object is one request, which says so.
-		o.ExtraCapabilities = fuse.CAP_ATOMIC_O_TRUNC
+		o.ExtraCapabilities = fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_DIRECT_IO_ALLOW_MMAP
 	}
 	return o
 }

@@ -99,6 +99,8 @@ type Options struct {
 	// Umask takes permissions from what its origin has none for: of 0666 and 0777
 	// where the mount may write, else of 0444 and 0555. Nil means 022.
 	Umask *uint32
+	// Describe gives files extended attributes; nil, none. It rules out Write.
+	Describe DescribeFunc
 	// Write makes the mount one that may write; nil, one that only reads.
 	Write *WriteOptions
 	// Keeper has a holder process keep the mount, so that the next process can
@@ -201,6 +203,9 @@ func New(names Names, blocks Blocks, dir string, opts Options) (*Mount, error) {
 	if err := prepare(abs, opts, log); err != nil {
 		return nil, fmt.Errorf("mount %s on %s: %w", names.Name(), dir, err)
 	}
+	if opts.Write != nil && opts.Describe != nil {
+		return nil, fmt.Errorf("mount %s on %s: extended attributes would slow every write: %w", names.Name(), dir, covey.ErrInvalid)
+	}
 	if opts.Write != nil {
 		if err := opts.Write.Edits.Writable(); err != nil {
 			return nil, fmt.Errorf("mount %s on %s to write: %w", names.Name(), dir, err)
@@ -276,6 +281,7 @@ func newTree(names Names, blocks Blocks, opts Options, log *slog.Logger) (*tree,
 	if t.completeAtOpen == 0 {
 		t.completeAtOpen = DefaultCompleteAtOpen
 	}
+	t.describe = opts.Describe
 	t.entryAge, t.absentAge = ages(names.Options())
 	t.nodes.setModes(opts.Umask, opts.Write != nil)
 	if t.writes = newWrites(opts.Write, names.Name()); t.writes != nil {

@@ -52,4 +52,4 @@ func (t *tree) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []b
 // fsyncdir succeed (fsync, too, on a mount that only reads), statx falls back to
 // getattr, SEEK_DATA and SEEK_HOLE see one run of data. Locks are not asked for at
 // all; the kernel keeps them. Extended attributes are switched off in the mount's
-// options.
+// options, unless it has them.

@@ -131,19 +131,36 @@ func (r *renaming) draft(ctx context.Context, d *draft) error {
 		if e, err = r.objects().Lookup(ctx, r.to); err != nil {
 			return err
 		}
+	} else if err := r.removeUnder(ctx); err != nil {
+		return err
 	}
 	r.discard(r.to)
 	w.mu.Lock()
 	if w.byPath[d.path] == d {
 		delete(w.byPath, d.path)
 	}
-	d.path, d.entry = r.to, e
+	// A rename replaces, whatever the file was made with.
+	d.path, d.entry, d.excl = r.to, e, r.noReplace && d.excl
 	if !d.ended && !d.removed {
 		w.byPath[r.to] = d
 	}
 	w.mu.Unlock()
-	d.staged.set(func(i *Staged) { i.Path = r.to })
+	excl := d.excl
+	d.staged.set(func(i *Staged) { i.Path, i.Exclusive = r.to, excl })
 	return nil
+}
+
+// removeUnder removes the object whose place a draft had taken, which would show
+// again once the draft has left.
+func (r *renaming) removeUnder(ctx context.Context) error {
+	_, err := r.objects().Lookup(ctx, r.from)
+	switch {
+	case errors.Is(err, covey.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	return r.writes.Edits.Remove(ctx, r.from)
 }
 
 func (r *renaming) dir(ctx context.Context) error {

@@ -40,9 +40,10 @@ type tree struct {
 	entryAge       time.Duration
 	absentAge      time.Duration
 
-	writes    *writes  // nil: the mount only reads
-	mountedAt string   // the resolved directory
-	notify    notifier // the kernel's door for what it must forget
+	describe  DescribeFunc // nil: no extended attributes
+	writes    *writes      // nil: the mount only reads
+	mountedAt string       // the resolved directory
+	notify    notifier     // the kernel's door for what it must forget
 
 	ledger *ledger // nil without a holder
 

@@ -130,7 +130,7 @@ func (t *tree) overwrite(ctx context.Context, n *node) fuse.Status {
 }
 
 // openDraft makes a handle of a draft: through to the staged file where that
-// works, else through the page cache to the daemon.
+// works, else past the page cache to the daemon.
 func (t *tree) openDraft(version string, n *node, flags, tid uint32, out *fuse.OpenOut) fuse.Status {
 	writes := flags&unix.O_ACCMODE != unix.O_RDONLY
 	d, w := t.writes.acquire(version, writes), t.writes
@@ -164,7 +164,9 @@ func (t *tree) openDraft(version string, n *node, flags, tid uint32, out *fuse.O
 		return fuse.OK
 	}
 	t.countDaemon()
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	// Not through the page cache: after a rename two nodes have one draft, and what
+	// is written by the one would not be in the pages of the other.
+	out.OpenFlags = fuse.FOPEN_DIRECT_IO
 	return fuse.OK
 }
 

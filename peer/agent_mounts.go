@@ -254,6 +254,9 @@ func (a *Agent) attach(ctx context.Context, e *mountEntry, r gateway.MountReques
 func (a *Agent) apply(opts *mount.Options, o gateway.MountOptions, ds *dataset.Dataset) (err error) {
 	opts.AllowOther = opts.AllowOther || o.AllowOther
 	opts.UID, opts.GID, opts.Umask = o.UID, o.GID, o.Umask
+	if o.XAttr {
+		opts.Describe = a.describe(ds)
+	}
 	if o.RW {
 		opts.Write, err = a.writeOptions(ds)
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/covey-cache/covey"
@@ -83,6 +84,32 @@ func (a *Agent) admitWritten(l covey.Locator, p covey.Place, d covey.Digest, dat
 	}
 	a.directory.Announce(dht.Have{Extent: p.Extent, Have: covey.Bitmap(0).With(int(p.Slot)), Digests: []covey.Digest{d}})
 	return nil
+}
+
+// describe says of a file of the data set what is cached of it and who has it.
+func (a *Agent) describe(ds *dataset.Dataset) mount.DescribeFunc {
+	return func(ctx context.Context, path string, e dataset.Entry) (cached int64, holders []string, err error) {
+		o := ds.Object(path, e)
+		// One block stands for its extent: holders have them together as a rule.
+		for i := 0; i < o.Blocks(); {
+			x, slot, err := ds.Extent(ctx, path, e, i)
+			if err != nil {
+				return 0, nil, err
+			}
+			at, err := a.directory.Lookup(ctx, x.ID, slot)
+			if err != nil {
+				return 0, nil, err
+			}
+			for _, p := range at.Holders {
+				if name := peerName(p); !slices.Contains(holders, name) {
+					holders = append(holders, name)
+				}
+			}
+			i += len(x.Blocks) - slot
+		}
+		slices.Sort(holders)
+		return a.store.Stat(o).Used, holders, nil
+	}
 }
 
 // resumeStaged goes on with the uploads that an agent before this one was asked

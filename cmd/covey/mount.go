@@ -41,7 +41,7 @@ a plain path.`,
 		RunE:    a.mount,
 	}
 	cmd.Flags().Bool("rw", false, "let programs write (off by default)")
-	cmd.Flags().StringP("options", "o", "", "`OPTION,...` of this mount: rw, allow_other, uid=N, gid=N, umask=OCTAL")
+	cmd.Flags().StringP("options", "o", "", "`OPTION,...` of this mount: rw, allow_other, xattr, uid=N, gid=N, umask=OCTAL")
 	cmd.Flags().String("profile", "", "how files are opened, `auto|large|small` (default: the agent's)")
 	addClientFlags(cmd)
 	addJSONFlag(cmd)

@@ -49,7 +49,7 @@ var settings = []setting{
 	{"mount", byLine, "mount `SOURCE=DIR`, cut at its last \"=\"; may be repeated"},
 	{"data-plane", single, "how blocks travel, `tls|plain`; plain is bare TCP, for a fabric that is trusted (default tls)"},
 	{"data-listen", single, "`HOST:PORT` of the plain data plane (default: the host of --listen, and its port + 2)"},
-	{"mount-options", byLine, "options of the mount on DIR, `DIR=OPTION,...`: rw, allow_other, uid=N, gid=N, umask=OCTAL; may be repeated"},
+	{"mount-options", byLine, "options of the mount on DIR, `DIR=OPTION,...`: rw, allow_other, xattr, uid=N, gid=N, umask=OCTAL; may be repeated"},
 	{"allow-other", single, "let other users read every mount, as their permission bits say; `true` or false (default false)"},
 	{"holder", single, "a small process keeps the mounts while the agent is killed and started again: for agents that something restarts; `true` or false (default false)"},
 	{"staging", single, "`SIZE` that files written to mounts may take until they are uploaded (default a quarter of the first cache)"},
