@@ -51,14 +51,14 @@ func TestMappedFormatWithoutRoom(t *testing.T) {
 	m.needPassthrough(t)
 	m.blocks.admitNothing()
 	m.wantFile(t, "m.npy")
-	fetched := len(m.blocks.fetched)
+	fetched, _ := m.blocks.counts()
 	f, err := os.Open(m.path("m.npy"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
-	if n := len(m.blocks.fetched) - fetched; n != 0 {
-		t.Errorf("the second open fetched %d blocks in vain", n)
+	if now, _ := m.blocks.counts(); now != fetched {
+		t.Errorf("the second open fetched %d blocks in vain", now-fetched)
 	}
 	if s := m.Status(); s.OpenDaemon != 2 {
 		t.Errorf("%+v", s)
@@ -128,18 +128,25 @@ func TestRandomReadsOfWhatDoesNotFit(t *testing.T) {
 		}
 	}
 	read(0) // the first read may be the begin of anything
-	fetched := len(m.blocks.fetched)
+	fetched, _ := m.blocks.counts()
 	for i := range int64(40) {
 		read((i*i*37 + 11) % blocks * testBlock)
 	}
-	if n := len(m.blocks.fetched) - fetched; n != 0 || m.blocks.exact == 0 || m.blocks.exact > 40*4096 {
-		t.Errorf("%d blocks fetched and %d bytes read exactly for 40 random reads", n, m.blocks.exact)
+	now, exact := m.blocks.counts()
+	if now != fetched || exact == 0 || exact > 40*4096 {
+		t.Errorf("%d blocks fetched and %d bytes read exactly for 40 random reads", now-fetched, exact)
 	}
-	exact := m.blocks.exact
 	for off := 20*testBlock + 4096; off < 24*testBlock; off += 4096 {
 		read(off)
 	}
-	if m.blocks.exact > exact+2*4096 || len(m.blocks.fetched) == fetched {
-		t.Errorf("%d bytes of a stream were read one by one", m.blocks.exact-exact)
+	if now, more := m.blocks.counts(); more > exact+2*4096 || now == fetched {
+		t.Errorf("%d bytes of a stream were read one by one", more-exact)
 	}
+}
+
+// counts returns the blocks that were fetched and the bytes of exact ranges.
+func (f *fakeBlocks) counts() (fetched int, exact int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.fetched), f.exact
 }
