@@ -22,8 +22,10 @@ func (a *app) testnetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "testnet",
 		Short: "run a mesh of many nodes through a scenario",
-		Args:  a.needVerb,
-		RunE:  func(*cobra.Command, []string) error { return nil },
+		Example: `  covey testnet list
+  covey testnet run churn`,
+		Args: a.needVerb,
+		RunE: func(*cobra.Command, []string) error { return nil },
 	}
 	cmd.AddCommand(a.testnetRunCommand(), a.testnetListCommand())
 	return cmd
@@ -31,9 +33,10 @@ func (a *app) testnetCommand() *cobra.Command {
 
 func (a *app) testnetListCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "list",
-		Short: "list the scenarios that are built in",
-		Args:  exactly(),
+		Use:     "list",
+		Short:   "list the scenarios that are built in",
+		Example: `  covey testnet list`,
+		Args:    exactly(),
 		RunE: func(*cobra.Command, []string) error {
 			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 			for _, name := range scenario.Shipped() {
