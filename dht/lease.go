@@ -45,8 +45,11 @@ const (
 	minLeaseTTL    = time.Second
 	leaseTTLFactor = 4
 	// unknownFirstByte stands for what an asker has not measured yet: its first
-	// requests pay for name resolution, TLS and cold credentials.
-	unknownFirstByte = 750 * time.Millisecond
+	// requests pay for name resolution, TLS and cold credentials, perhaps on a busy
+	// node. A reader that dies is found out sooner, by who follows it and the
+	// home's own look; with 750 ms here, leases ended under the readers on four
+	// overloaded cold agents, and their blocks were read twice.
+	unknownFirstByte = 2500 * time.Millisecond
 
 	// leaseStep in leaseStepTime is the slowest read that keeps its lease. A
 	// block of 4 MiB at that rate takes a minute, twice what a read through the

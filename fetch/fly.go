@@ -101,8 +101,9 @@ func (f *Fetcher) admit(fl *flight, got found, data []byte) {
 		f.full.Store(time.Now().Add(fullRest).UnixNano())
 		f.ranges.tight.Store(time.Now().Add(tightFor).UnixNano())
 	}
-	if got.grant != nil {
-		// The home has this peer for a holder since the report.
+	if got.grant != nil || got.source == Neighbour {
+		// The home has this peer for a holder since the report, or since it named the
+		// digest of what it had followed a reader for.
 		gone := covey.Bitmap(0).With(fl.slot)
 		f.opts.Directory.Announce(dht.Have{Extent: fl.extent.ID, Gone: gone})
 	}

@@ -89,7 +89,7 @@ func (s *search) run() (found, error) {
 		}
 		if err != nil {
 			s.last = err.Error()
-			if s.waitsStrictly() {
+			if s.waitsStrictly() || s.slowlyRefused() {
 				continue
 			}
 			return s.alone()
@@ -151,6 +151,21 @@ func (s *search) wait(a answer) {
 func (s *search) progressing(a answer) bool {
 	return (a.Moving || a.State == dht.Throttled) && s.inTime()
 }
+
+// slowlyRefused says that the homes were too slow to answer and not out of reach,
+// and that there is patience left to ask once more: on a busy cluster every home
+// is slow, and to read the origin for that would make it busier.
+func (s *search) slowlyRefused() bool {
+	if time.Since(s.asked.at) < slowRefusal || s.fl.impatient() || !s.fl.wanted() {
+		return false
+	}
+	s.told, s.hold = true, ""
+	return true
+}
+
+// slowRefusal is how long a question must have taken for its homes to count as
+// slow: what cannot be reached is refused at once.
+const slowRefusal = 500 * time.Millisecond
 
 // waitsStrictly says, of a flight that may not read the origin by itself, that it
 // goes on asking until its deadline, after a pause.
