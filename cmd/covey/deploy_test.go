@@ -99,12 +99,12 @@ func TestUnits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	analyze, err := exec.LookPath("systemd-analyze")
+	verifier, err := exec.LookPath("systemd-analyze")
 	if err != nil {
 		t.Log("systemd-analyze is not installed: the units are not verified by systemd itself")
 		return
 	}
-	c := exec.Command(analyze, "verify", "--man=no", filepath.Join(dir, "covey-agent.service"), filepath.Join(dir, "covey-mount@mnt-data.service"))
+	c := exec.Command(verifier, "verify", "--man=no", filepath.Join(dir, "covey-agent.service"), filepath.Join(dir, "covey-mount@mnt-data.service"))
 	if err := os.Rename(filepath.Join(dir, "covey-mount@.service"), filepath.Join(dir, "covey-mount@mnt-data.service")); err != nil {
 		t.Fatal(err)
 	}
