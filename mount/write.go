@@ -101,7 +101,11 @@ func (t *tree) openWrites(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 	writes := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
 	switch {
 	case isDraft(n.version):
-		return t.openDraft(n.version, n, in.Flags, in.Pid, out), true
+		status = t.openDraft(n.version, n, in.Flags, in.Pid, out)
+		if status != fuse.Status(unix.ESTALE) || !writes || in.Flags&unix.O_TRUNC == 0 {
+			return status, true
+		}
+		// It has become an object, and the kernel has not heard of that yet.
 	case !writes && in.Flags&unix.O_TRUNC == 0:
 		return fuse.OK, false
 	case in.Flags&unix.O_TRUNC == 0:
@@ -115,13 +119,16 @@ func (t *tree) openWrites(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 // overwrite begins a draft in the place of an object, and has the kernel open
 // that instead: ESTALE makes it look the name up again. The object's own node
 // keeps its bytes for those who have it open.
+//
+// The kernel looks up once more only: so the draft begins also where the node is
+// not the object's any more, or a second ESTALE would reach the program.
 func (t *tree) overwrite(ctx context.Context, n *node) fuse.Status {
 	path := n.path()
 	e, err := t.names.Lookup(ctx, path)
 	if err != nil {
 		return t.failed(ctx, path, err)
 	}
-	if n.is(e) {
+	if e.Kind == dataset.File {
 		if _, err := t.beginDraft(path, fs.FileMode(t.nodes.permissions(e)), false); err != nil {
 			return t.refused(ctx, "open for writing failed", path, err)
 		}

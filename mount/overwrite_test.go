@@ -1,0 +1,57 @@
+package mount
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/covey-cache/covey/origin"
+)
+
+// An open with O_TRUNC that still names the draft of what has been uploaded since
+// begins the new draft at once: the kernel looks up a second time and not a third.
+func TestTruncatingOpenOfAFinishedDraft(t *testing.T) {
+	w := startWritable(t, t.TempDir(), origin.Options{}, false)
+	f, err := os.Create(w.path("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Something that keeps the node without being an open of the file.
+	held, err := unix.Open(w.path("a"), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(held)
+	n := w.tree.nodes.walk("a")
+	if n == nil || !isDraft(n.version) {
+		t.Fatalf("the file that is written is no draft: %+v", n)
+	}
+	if _, err := f.WriteString("old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); w.tree.draftAt("a") != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the draft does not end")
+		}
+	}
+	in := &fuse.OpenIn{Flags: unix.O_WRONLY | unix.O_TRUNC}
+	in.NodeId, in.Pid = n.id, uint32(os.Getpid())
+	if status := w.tree.Open(nil, in, &fuse.OpenOut{}); status != fuse.Status(unix.ESTALE) {
+		t.Fatalf("open: %v, want ESTALE", status)
+	}
+	if w.tree.draftAt("a") == nil {
+		t.Fatal("no draft: the kernel's second and last try would fail, too")
+	}
+	if err := os.WriteFile(w.path("a"), []byte("new"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(w.path("a")); err != nil || string(got) != "new" {
+		t.Fatalf("%q, %v", got, err)
+	}
+}
