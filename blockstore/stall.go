@@ -97,8 +97,12 @@ func guard[T any](s *tier, run func() (T, error), drop func(T)) (T, error) {
 	go func() {
 		v, err := run()
 		s.beat(&s.reads)
-		if left.Swap(true) && err == nil {
-			drop(v)
+		if left.Swap(true) {
+			// Whoever gave up may have called the disk stalled since the beat.
+			s.beat(&s.reads)
+			if err == nil {
+				drop(v)
+			}
 			return
 		}
 		done <- result{v, err}
@@ -110,7 +114,8 @@ func guard[T any](s *tier, run func() (T, error), drop func(T)) (T, error) {
 		}
 		return r.v, r.err
 	}
-	r = <-done // it came at the last moment
+	r = <-done // it came at the last moment, before the disk was called stalled
+	s.beat(&s.reads)
 	return r.v, r.err
 }
 
@@ -123,11 +128,18 @@ func (s *tier) inTurn(put func() error) error {
 		return errStalled
 	}
 	if _, ok := await(s, &s.writes, s.writers); !ok {
-		return errStalled
+		// The last writer may have ended just before the disk was called stalled:
+		// then it left its place here, and nobody else would ever take that back.
+		select {
+		case <-s.writers:
+			s.beat(&s.writes)
+		default:
+			return errStalled
+		}
 	}
 	defer func() {
+		s.writers <- struct{}{} // before the beat: see above
 		s.beat(&s.writes)
-		s.writers <- struct{}{}
 	}()
 	return put()
 }

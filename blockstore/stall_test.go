@@ -1,7 +1,9 @@
 package blockstore
 
 import (
+	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -76,4 +78,30 @@ func delayingFS(fs FS, what string, d time.Duration) (FS, *errorfs.Toggle) {
 		return nil
 	})}
 	return errorfs.Wrap(fs, toggle), toggle
+}
+
+// A disk that answers at the very moment at which it is called stalled is not passed by
+// for ever: nothing would be waiting for it that could say otherwise.
+func TestAnswerAtLastMoment(t *testing.T) {
+	for range 10_000 { // of which a few meet the moment
+		synctest.Test(t, func(t *testing.T) {
+			s := &tier{opts: Options{Dir: "/c"}, log: slog.New(slog.DiscardHandler)}
+			s.begin(false)
+			s.metrics = newMetrics(s, nil)
+			slow := func() error { time.Sleep(stallAfter); return nil }
+			var all sync.WaitGroup
+			all.Go(func() {
+				_, _ = guard(s, func() (int, error) { return 0, slow() }, func(int) {})
+			})
+			for range maxWriters + 1 {
+				all.Go(func() { _ = s.inTurn(slow) })
+			}
+			all.Wait()
+			synctest.Wait()
+			if s.stalled() {
+				t.Fatalf("reads %v, writes %v: everything was answered, and it is passed by",
+					s.reads.stalled.Load(), s.writes.stalled.Load())
+			}
+		})
+	}
 }
