@@ -161,6 +161,7 @@ func (s *tier) spare() int64 {
 // instead: its file is unlinked and stays as it is under its readers. Dropping
 // what is not here is no error.
 func (s *Store) Drop(l covey.Locator) error {
+	s.moving.disturb(l.Object.ID())
 	var errs []error
 	for t := range s.tiers() {
 		errs = append(errs, t.Drop(l))
@@ -173,6 +174,7 @@ func (s *Store) Drop(l covey.Locator) error {
 // is no error. A pin of the object stays, and keeps room for its blocks to come
 // back: it is for bytes that are wrong. To make room, there is Evict.
 func (s *Store) DropObject(o covey.Object) error {
+	s.moving.disturb(o.ID())
 	var errs []error
 	for t := range s.tiers() {
 		errs = append(errs, t.DropObject(o))
@@ -188,6 +190,7 @@ func (s *Store) Evict(o covey.Object) (freed int64, err error) {
 	if s.Stat(o).Pinned {
 		return 0, fmt.Errorf("evict %s: %w", o.Key, ErrPinned)
 	}
+	s.moving.disturb(o.ID())
 	var errs []error
 	for t := range s.tiers() {
 		n, err := t.Evict(o)

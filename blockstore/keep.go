@@ -15,6 +15,8 @@ import (
 // A [NoRoomError] when it does not fit beside what is here; Evict makes room.
 // [covey.ErrReadOnly] when disk faults stopped admission.
 func (s *Store) Pin(o covey.Object) error {
+	s.pinMu.Lock()
+	defer s.pinMu.Unlock()
 	if s.Stat(o).Pinned {
 		return nil
 	}
@@ -38,6 +40,8 @@ func (s *Store) Pin(o covey.Object) error {
 // Unpin ends a pin, durably. What is here stays until it is evicted. Unpinning
 // what is not pinned is no error.
 func (s *Store) Unpin(o covey.Object) error {
+	s.pinMu.Lock()
+	defer s.pinMu.Unlock()
 	var errs []error
 	for t := range s.tiers() {
 		errs = append(errs, t.Unpin(o))

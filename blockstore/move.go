@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"time"
@@ -52,6 +51,7 @@ type mover struct {
 	s     *Store
 	ctx   context.Context //nolint:containedctx // it lives as long as the goroutine
 	limit *rate.Limiter
+	known []*tier // those that were searched for objects in several
 }
 
 // moveObjects runs until the store closes.
@@ -62,7 +62,7 @@ func (s *Store) moveObjects(ctx context.Context) {
 	}
 	m := &mover{s: s, ctx: ctx, limit: rate.NewLimiter(rate.Limit(s.opts.MoveRate), int(covey.MaxBlockSize))}
 	m.limit.AllowN(time.Now(), int(covey.MaxBlockSize))
-	m.findSplit()
+	m.searchNew()
 	tick := time.NewTicker(moveEvery)
 	defer tick.Stop()
 	for {
@@ -71,8 +71,18 @@ func (s *Store) moveObjects(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		m.searchNew()
 		for ctx.Err() == nil && m.step() {
 		}
+	}
+}
+
+// searchNew looks for objects in several tiers when a tier was opened: one that failed
+// and is back may have blocks, and pins, that others took over meanwhile.
+func (m *mover) searchNew() {
+	if now := slices.Collect(m.s.tiers()); !slices.Equal(now, m.known) {
+		m.known = now
+		m.findSplit()
 	}
 }
 
@@ -280,12 +290,23 @@ var errGrew = errors.New("it grew while it was moved")
 // new one first.
 func (m *mover) move(o covey.Object, from, to *tier) error {
 	id := o.ID()
-	uses, pinned := from.usesOf(id), from.keeps(id) // to copy it is no use
-	if pinned {
-		if err := to.Pin(o); err != nil {
-			return err
-		}
+	uses := from.usesOf(id) // to copy it is no use
+	m.s.moving.begin(id)
+	defer m.s.moving.end()
+	second, err := m.s.pinAlso(o, id, from, to)
+	if err != nil {
+		return err
 	}
+	err = m.carry(o, id, from, to, uses)
+	if err != nil && second {
+		// What it was to make room for stays where it is.
+		err = errors.Join(err, m.s.pinOnce(o, id, from, to))
+	}
+	return err
+}
+
+// carry moves an object that is pinned where it goes to.
+func (m *mover) carry(o covey.Object, id covey.ObjectID, from, to *tier, uses int) error {
 	for range 3 {
 		if err := m.copy(o, id, from, to); err != nil {
 			return err
@@ -294,10 +315,8 @@ func (m *mover) move(o covey.Object, from, to *tier) error {
 			return err
 		}
 		to.inherit(id, uses, from)
-		if pinned {
-			if err := from.Unpin(o); err != nil {
-				return err
-			}
+		if err := m.s.pinOnce(o, id, to, from); err != nil {
+			return err
 		}
 		if gone, err := m.s.leave(o, id, from, to); gone || err != nil {
 			return err
@@ -315,7 +334,11 @@ func (s *tier) keeps(id covey.ObjectID) bool {
 // copy admits to one tier what another has of an object.
 func (m *mover) copy(o covey.Object, id covey.ObjectID, from, to *tier) error {
 	if o.Blocks() == 0 {
-		return to.PutEmpty(o)
+		err := to.PutEmpty(o)
+		if err == nil && m.s.moving.isDisturbed() {
+			err = errors.Join(errDisturbed, to.DropObject(o))
+		}
+		return err
 	}
 	var buf []byte
 	for i := range o.Blocks() {
@@ -330,28 +353,11 @@ func (m *mover) copy(o covey.Object, id covey.ObjectID, from, to *tier) error {
 		if cap(buf) < n {
 			buf = make([]byte, n)
 		}
-		if err := copyBlock(l, k, from, to, buf[:n]); err != nil && !errors.Is(err, covey.ErrNotFound) {
+		if err := m.copyBlock(l, k, from, to, buf[:n]); err != nil && !errors.Is(err, covey.ErrNotFound) {
 			return err // what is not there was dropped meanwhile
 		}
 	}
 	return nil
-}
-
-func copyBlock(l covey.Locator, k blockKey, from, to *tier, buf []byte) error {
-	h, err := from.guardedGet(l)
-	if err != nil {
-		return err
-	}
-	defer h.Release()
-	if _, err := h.ReadAt(buf, 0); err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	r, err := from.record(k)
-	if err != nil {
-		return err
-	}
-	fresh := record{digest: h.Digest(), place: r.place, from: from.provenance(k)}
-	return to.inTurn(func() error { return to.admitBlock(l, fresh, buf) })
 }
 
 // provenance is where a block came from that is here.
@@ -452,7 +458,11 @@ func (m *mover) endSecondPin(id covey.ObjectID, a, b *tier) {
 		return err
 	})
 	if err == nil {
-		err = from.Unpin(o)
+		to := a
+		if from == a {
+			to = b
+		}
+		err = m.s.pinOnce(o, id, to, from)
 	}
 	if err != nil {
 		m.s.log.Debug("end a second pin", "tier", from.opts.Dir, "err", err)

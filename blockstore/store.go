@@ -47,6 +47,11 @@ type Store struct {
 	// moved counts objects that went to another tier.
 	moved atomic.Uint64
 	hot   chan hot // objects to move up
+	// moving is what goes to another tier just now.
+	moving moving
+	// pinMu lets one change of the pins go on at a time, that of an object which moves
+	// included. It is taken before any tier's locks.
+	pinMu sync.Mutex
 
 	// splitMu is a leaf lock and guards split: objects that are in several tiers, with
 	// one of them.
