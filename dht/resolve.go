@@ -30,8 +30,8 @@ const (
 // Resolve asks the extent's home: the first by rendezvous hash, after 50 ms
 // without an answer also the second, after 250 ms the third; the first answer
 // counts. A home that lately did not answer is asked last. When this peer is a
-// home itself and knows a holder or a reader of everything needed, nobody is
-// asked.
+// home itself and knows holders of everything needed, or is the first that would
+// be asked and knows readers, nobody is asked.
 //
 // With Want.Home and Want.Hold that home alone is asked first, and may take
 // that long.
@@ -46,9 +46,12 @@ func (d *Directory) Resolve(ctx context.Context, w Want) (Plan, error) {
 	w.Failed = w.Failed[:min(len(w.Failed), maxFailed)]
 	r := d.view()
 	homes := r.homes(w.Extent)
+	order := d.order(homes)
 	if slices.Contains(homes, d.self) {
 		q := question{asker: d.self, want: w, ring: r}
-		if v := d.table.answer(q); v.open == 0 {
+		// A later home hears of a read by PROGRESS and of its end only by HAVE: to
+		// wait for that here would cost a second.
+		if v := d.table.answer(q); v.open == 0 && (order[0] == d.self || v.plan.holds(w.Need)) {
 			d.look(w.Extent, v.doubted)
 			return d.resolved("self", d.held(ctx, q, v)), nil
 		}
@@ -59,7 +62,7 @@ func (d *Directory) Resolve(ctx context.Context, w Want) (Plan, error) {
 	if plan, ok := d.again(ctx, w); ok {
 		return d.resolved("home", plan), nil
 	}
-	plan, err := d.race(ctx, w, d.order(homes))
+	plan, err := d.race(ctx, w, order)
 	if err == nil {
 		plan, err = d.redirected(ctx, w, plan)
 	}
@@ -74,6 +77,16 @@ func (d *Directory) Resolve(ctx context.Context, w Want) (Plan, error) {
 	}
 	d.m.resolves.WithLabelValues("nobody").Inc()
 	return Plan{}, unavailable("resolve", w.Extent, err)
+}
+
+// holds reports whether the plan names holders of all the slots.
+func (p Plan) holds(slots covey.Bitmap) bool {
+	for _, b := range p.Blocks {
+		if b.State == Held && len(b.Peers) > 0 {
+			slots = slots.Without(b.Slot)
+		}
+	}
+	return slots == 0
 }
 
 func (d *Directory) resolved(by string, p Plan) Plan {
