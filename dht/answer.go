@@ -50,6 +50,7 @@ func (t *table) answer(q question) verdict {
 	}
 	en.touched = at
 	t.expire(en, at, now)
+	en.askers.count(t.peers.number(q.asker, q.ring), at)
 	a := answering{t: t, en: en, q: q, now: now, at: at}
 	a.takeReports()
 	a.c = t.candidates(en, q, at)
@@ -87,8 +88,8 @@ func (a *answering) slot(slot int) BlockPlan {
 	w := &a.q.want
 	switch {
 	case !w.Need.Has(slot):
-		if c := a.en.crowdOf(slot); c != nil && len(c.nodes) > maxChildren {
-			return BlockPlan{} // it spreads; each asker has its own parent
+		if a.en.askers.many && a.en.copies(slot) < enoughCopies {
+			return BlockPlan{} // it spreads; each asker gets its own parent
 		}
 		if peers := a.c.pick(slot); len(peers) > 0 {
 			return BlockPlan{Slot: slot, State: Held, Peers: peers, Digest: a.en.digest(slot)}

@@ -60,6 +60,7 @@ type entry struct {
 	leases  []lease
 	crowds  []*crowd
 	turns   turns
+	askers  askers
 	suspect []suspicion
 	// changed is what questions wait for that cannot be answered; see wake.
 	changed chan struct{}

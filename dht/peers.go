@@ -11,7 +11,7 @@ import (
 type peerNum uint32
 
 // peerTable numbers the peers that entries name. Numbers are never used twice,
-// so the table grows with every member that was ever seen, about 100 bytes
+// so the table grows with every member that was ever seen, about 110 bytes
 // each: only members that announced themselves, asked, or are in the member
 // table get a number.
 //
@@ -27,6 +27,8 @@ type numbered struct {
 	// load counts how often the peer was handed out first, halved every second:
 	// what two random choices compare.
 	load atomic.Uint32
+	// free is when the blocks that crowds get from the peer are sent: see senders.
+	free atomic.Int64
 	// wasLive says that the peer has been in the member table here.
 	wasLive atomic.Bool
 }

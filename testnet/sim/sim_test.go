@@ -55,10 +55,6 @@ func load(t *testing.T, name string, set ...string) *scenario.Scenario {
 // the expectation that the scenario states. An entry goes when its bound is the
 // scenario's.
 var short = map[string]map[string]float64{
-	// Every node asks the one reader of a block, and all read the blocks in the
-	// same order: the reader's line carries everything. Trees of followers and
-	// grants dealt in turn are to change that.
-	"checkpoint": {"origin_ratio": 2.5, "epoch_over_ideal": 1000},
 	// With as few blocks as the tests', those that were read for another and had no
 	// room are a larger share.
 	"epoch": {"origin_floor": 1.03, "origin_ratio": 1.05},
