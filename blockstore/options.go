@@ -75,6 +75,9 @@ type Options struct {
 	coder *coder
 	// rules are what all tiers of a store share.
 	rules *rules
+	// handed are objects whose files readers may have open since before the tier
+	// failed and was opened anew.
+	handed map[covey.ObjectID]struct{}
 	// still keeps objects where they are, for tests that move them by hand.
 	still bool
 	// onHot, if set, is called, with the tier's lock, for an object that is used often.

@@ -106,6 +106,7 @@ func (s *tier) put(l covey.Locator, k blockKey, r record, data []byte) error {
 	e := s.table.find(&k.id)
 	if e == nil {
 		e = s.table.add(k.id, l.Blocks())
+		s.recallHanded(e)
 	}
 	s.table.account(e, l.Object, stored, r.coding != nil)
 	s.table.kindle(e, l.Index, r.from.replica)

@@ -130,6 +130,7 @@ func (s *tier) loadRange(lower, upper []byte, m mark) error {
 			s.table.load(e, &b.p)
 			s.table.requeue(e, queueOf(unsorted, s.table.kind(e, unsorted, b.p.size)))
 			s.used += s.table.objectUse(e, o)
+			s.recallHanded(e)
 			if !m.clean && b.p.group == m.group {
 				e.flags |= flagSuspect
 			}

@@ -144,6 +144,7 @@ func (sh *shelf) revive() error {
 			if e := t.Close(); e != nil {
 				sh.log.Debug("close a failed tier", "tier", sh.opts.Dir, "err", e)
 			}
+			sh.opts.handed = t.readers()
 		}
 		err = sh.open()
 	}

@@ -87,12 +87,15 @@ func (s *tier) sweepFile(id covey.ObjectID) error {
 	if e != nil && !unknown {
 		absent = s.absent(e, p.object())
 	}
+	handed := e != nil && e.flags&flagHanded != 0
 	s.mu.Unlock()
 	switch {
 	case e == nil:
 		return s.data.remove(id)
 	case unknown:
 		return nil // it came after the crash
+	case handed, len(absent) > 0 && s.wasWhole(id, p.size):
+		return nil // somebody may be reading what the index has not
 	}
 	for _, r := range absent {
 		if err := s.data.punch(id, r); err != nil {

@@ -60,8 +60,8 @@ const (
 	// checksums.
 	flagSuspect entryFlags = 1 << iota
 	// flagHanded marks an object whose file OpenWhole gave away in this
-	// process's life. Somebody may be reading it, so it is unlinked rather than
-	// changed.
+	// process's life, or that had readers when its tier failed and was opened anew.
+	// Somebody may be reading it, so it is unlinked rather than changed.
 	flagHanded
 	// flagCoded marks an object of which some block is not stored as it is. It
 	// is never passed through, and what it takes is in use; of others that
