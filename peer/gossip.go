@@ -45,6 +45,11 @@ const (
 	// give or take a half. News that every push missed reaches a thousand
 	// members in about ten rounds, well within a lease.
 	syncEvery = 3 * time.Second
+	// wideSync is of how many comparisons one is with any member, connected or not.
+	// Where members keep few connections these may form islands, whose leases would
+	// end for the others. Once in 30 s costs a node two new connections at a time,
+	// its own and somebody's to it, and reaches out of an island of four in 8 s.
+	wideSync = 10
 	// syncRounds bounds one comparison: 10,000 records come in ten answers.
 	syncRounds = 20
 	// byeTimeout and byeWidth bound the leaving.
@@ -155,9 +160,12 @@ func (n *Network) flood(records []*wire.SignedRecord, from peer.ID) {
 	n.push(n.targets(floodWidth, from), records)
 }
 
-// targets picks live members, connected ones first, without the one given.
+// targets picks live members, connected ones first, without the one given. News
+// make no connections above half of those that this node keeps: where members
+// keep fewer than floodWidth, every join would have all of them dial.
 func (n *Network) targets(most int, except peer.ID) []peer.ID {
 	live, _ := n.table.Live()
+	room := max(n.opts.MaxConnections/2-len(n.host.swarm.Conns()), 1)
 	var connected, others []peer.ID
 	for _, i := range rand.Perm(len(live)) {
 		p := peer.ID(live[i])
@@ -167,12 +175,25 @@ func (n *Network) targets(most int, except peer.ID) []peer.ID {
 			if connected = append(connected, p); len(connected) == most {
 				return connected
 			}
-		case len(others) < most:
+		case len(others) < min(most, room):
 			others = append(others, p)
 		}
 	}
 	all := append(connected, others...)
 	return all[:min(len(all), most)]
+}
+
+// partners picks the member to compare tables with, none when there is none.
+func (n *Network) partners() []peer.ID {
+	live, _ := n.table.Live()
+	if len(live) < 2 || rand.N(wideSync) > 0 {
+		return n.targets(1, "")
+	}
+	for {
+		if p := peer.ID(live[rand.N(len(live))]); p != n.id {
+			return []peer.ID{p}
+		}
+	}
 }
 
 // push sends records to each target on its own. When too many pushes are under

@@ -1,6 +1,8 @@
 package peer
 
 import (
+	"context"
+	"errors"
 	"math"
 	"time"
 
@@ -68,9 +70,29 @@ func newLimits(connections int) (network.ResourceManager, error) {
 		rcmgr.WithMetricsDisabled())
 }
 
-// newConnManager closes the idlest connections above the given number.
+// newConnManager closes connections until three quarters of the given number are
+// left when there are that many: first those without streams, then those that
+// others opened. It looks every 10 s.
 func newConnManager(connections int) (*connmgr.BasicConnMgr, error) {
 	return connmgr.NewConnManager(max(connections*3/4, 1), connections, connmgr.WithGracePeriod(connGrace))
+}
+
+// trimmed reports whether a connection that has ended did so because there were
+// too many, at this side or at the other: the connection manager that closes it
+// says so in the muxer's last frame, which a process that dies does not send. When
+// the frame is lost (a reset overtook it) a trim looks like any other end.
+func trimmed(c network.Conn) bool {
+	if !c.IsClosed() {
+		return false
+	}
+	// The error of a stream that cannot be opened is why the connection ended.
+	s, err := c.NewStream(network.WithNoDial(context.Background(), "closed"))
+	if err == nil {
+		_ = s.Reset() // cannot be: the connection is closed
+		return false
+	}
+	var why *network.ConnError
+	return errors.As(err, &why) && why.ErrorCode == network.ConnGarbageCollected
 }
 
 // muxer is yamux as libp2p configures it: 16 MiB windows and no limit of its own

@@ -19,6 +19,7 @@ type networkMetrics struct {
 	refusedStreams prometheus.Counter
 	refusedPlain   prometheus.Counter
 	foreign        *prometheus.CounterVec
+	trimmed        prometheus.Counter
 }
 
 // newNetworkMetrics registers the metrics. A registry that already has them (a
@@ -33,6 +34,7 @@ func newNetworkMetrics(r prometheus.Registerer) (*networkMetrics, error) {
 		refusedStreams: prometheus.NewCounter(prometheus.CounterOpts{Name: "covey_refused_streams_total", Help: "Streams of unknown peers that were reset."}),
 		refusedPlain:   prometheus.NewCounter(prometheus.CounterOpts{Name: "covey_refused_plain_connections_total", Help: "Connections to the plain data plane that showed no good token, or were too many."}),
 		foreign:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "covey_foreign_protocols_total", Help: "Times that a member was found to speak no version of a protocol that this node does."}, []string{"protocol"}),
+		trimmed:        prometheus.NewCounter(prometheus.CounterOpts{Name: "covey_trimmed_connections_total", Help: "Members' connections that were closed, by either side, for being too many."}),
 	}
 	var errs []error
 	for _, c := range m.all() {
@@ -58,5 +60,5 @@ func (m *networkMetrics) unregister(r prometheus.Registerer) {
 }
 
 func (m *networkMetrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.live, m.sent, m.received, m.violations, m.refusedJoins, m.refusedStreams, m.refusedPlain, m.foreign}
+	return []prometheus.Collector{m.live, m.sent, m.received, m.violations, m.refusedJoins, m.refusedStreams, m.refusedPlain, m.foreign, m.trimmed}
 }

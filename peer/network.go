@@ -46,7 +46,8 @@ const (
 // of: a probe by Run succeeds (tried after 5 s, doubling to 60 s; a stall is
 // looked into after 250 ms; all are tried within a second when one is back), or
 // the member connects by itself. A connection that
-// merely drops is tried again at once. Nobody else hears of it.
+// merely drops is tried again at once, one that was closed for being one too many
+// when it is needed. Nobody else hears of it.
 type Network struct {
 	opts    NetworkOptions
 	log     *slog.Logger
@@ -198,7 +199,8 @@ func (n *Network) connected(_ network.Network, c network.Conn) {
 }
 
 // disconnected has a member that was lost looked at, so that one that died is
-// out of Live at once and not when somebody needs it.
+// out of Live at once and not when somebody needs it. One whose connection was
+// trimmed stays in Live for as long as its lease is renewed.
 func (n *Network) disconnected(_ network.Network, c network.Conn) {
 	p := c.RemotePeer()
 	n.forgetGreeting(c)
@@ -206,9 +208,14 @@ func (n *Network) disconnected(_ network.Network, c network.Conn) {
 		return
 	}
 	n.gate.settle(p)
-	// Above this many, connections are closed for being idle. One that ended because
-	// the member refused this node, or failed otherwise, has its pause.
-	if l := n.link(p); l != nil && !l.pausing(time.Now()) && len(n.host.swarm.Conns()) < n.opts.MaxConnections*3/4 {
+	// A member whose connection was one too many, here or there, is dialled when it
+	// is needed: to look at it would bring the connection back. One that refused this
+	// node, or failed otherwise, has its pause.
+	if trimmed(c) {
+		n.metrics.trimmed.Inc()
+		return
+	}
+	if l := n.link(p); l != nil && !l.pausing(time.Now()) {
 		l.probeAt(time.Now())
 		n.poke()
 	}
@@ -376,7 +383,7 @@ func (n *Network) reap() {
 	}
 }
 
-// compare syncs with a random member every few seconds.
+// compare syncs with a random member every few seconds, as a rule a connected one.
 func (n *Network) compare(ctx context.Context) {
 	for {
 		select {
@@ -386,7 +393,7 @@ func (n *Network) compare(ctx context.Context) {
 		case <-n.ctx.Done():
 			return
 		}
-		for _, p := range n.targets(1, "") {
+		for _, p := range n.partners() {
 			sctx, cancel := context.WithTimeout(ctx, pushTimeout)
 			if err := n.sync(sctx, p); err != nil {
 				n.log.Debug("comparison of member tables failed", "error", err)
