@@ -159,7 +159,7 @@ func (s *tier) coldest(most int) (id covey.ObjectID, ok bool) {
 		if s.table.queues[q].oldest == 0 {
 			continue
 		}
-		e := s.oldest(queue(q), covey.ObjectID{}) //nolint:gosec // it is a queue's number
+		e := s.oldest(queue(q), newcomer{}) //nolint:gosec // it is a queue's number
 		if e != nil && (best == nil || e.uses < best.uses) {
 			best = e
 		}
@@ -526,7 +526,7 @@ func (m *mover) gather(tiers []*tier) bool {
 	o, err := at.name(id)
 	parts := 0
 	for _, t := range tiers {
-		if t.blocksOf(id) > 0 {
+		if t.blocksOf(id) > 0 || t.keeps(id) {
 			parts++
 		}
 	}

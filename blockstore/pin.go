@@ -21,8 +21,14 @@ func (e *NoRoomError) Error() string {
 func (e *NoRoomError) Unwrap() error { return covey.ErrFull }
 
 // ErrPinned says that an object is not evicted because it is pinned. It wraps
-// [covey.ErrInvalid]: asking again is of no use.
-var ErrPinned = fmt.Errorf("it is pinned; unpin it first: %w", covey.ErrInvalid)
+// [covey.ErrReadOnly], without its words: the call is a good one, and works once the
+// pin is ended.
+var ErrPinned error = pinnedError{}
+
+type pinnedError struct{}
+
+func (pinnedError) Error() string { return "pinned; unpin first" }
+func (pinnedError) Unwrap() error { return covey.ErrReadOnly }
 
 // Pin guarantees that every block of the object can be admitted and is not
 // evicted: room for what is not here is taken out of the budget, and nobody else

@@ -50,10 +50,17 @@ const maxVictims = 1024
 // newcomer is a block for which room is made.
 type newcomer struct {
 	id      covey.ObjectID
+	also    map[covey.ObjectID]struct{} // what is kept as well as id
 	primary bool
 	trades  bool // its own data set does
 	idle    time.Duration
 	now     time.Time
+}
+
+// keeps reports whether an object does not give way because room is made for it.
+func (n newcomer) keeps(id covey.ObjectID) bool {
+	_, also := n.also[id]
+	return also || id == n.id
 }
 
 // makeWay evicts what gives way to a block that no tier has room for, until one
@@ -163,7 +170,7 @@ func (s *tier) candidate(n newcomer) (best candidate, ok bool) {
 		if !may {
 			continue
 		}
-		e := s.oldest(q, n.id)
+		e := s.oldest(q, n)
 		if e == nil {
 			continue
 		}
@@ -181,15 +188,14 @@ const maxPassed = 64
 // oldest returns the first object of a queue that may go, other than the one that
 // room is made for. Those that may not are put at the other end, so that the next
 // search does not meet them again. mu is held.
-func (s *tier) oldest(q queue, keep covey.ObjectID) *entry {
-	for n := 0; n < maxPassed; n++ {
+func (s *tier) oldest(q queue, n newcomer) *entry {
+	for range maxPassed {
 		at := s.table.ends(q)
 		if at.oldest == 0 {
 			return nil
 		}
 		e := s.table.at(at.oldest - 1)
-		busy := e.flags&flagMixed != 0 && (e.flags&flagHanded != 0 || s.open[e.id] != nil)
-		if e.count > 0 && e.id != keep && s.claims[e.id] == 0 && !s.pinned(e.id) && !busy {
+		if s.mayGo(e, n) {
 			return e
 		}
 		if at.newest == at.oldest {
@@ -198,6 +204,12 @@ func (s *tier) oldest(q queue, keep covey.ObjectID) *entry {
 		s.table.touch(e)
 	}
 	return nil
+}
+
+// mayGo reports whether an object may be evicted now. mu is held.
+func (s *tier) mayGo(e *entry, n newcomer) bool {
+	busy := e.flags&flagMixed != 0 && (e.flags&flagHanded != 0 || s.open[e.id] != nil)
+	return e.count > 0 && !n.keeps(e.id) && s.claims[e.id] == 0 && !s.pinned(e.id) && !busy
 }
 
 // evictFor evicts what gives way first; false when nothing does.

@@ -98,7 +98,7 @@ func TestLRU(t *testing.T) {
 	if s.Stat(b).Blocks != 0 || s.Stat(d).Blocks != 3 || s.Stat(a).Blocks != 2 {
 		t.Errorf("a %+v, b %+v, d %+v", s.Stat(a), s.Stat(b), s.Stat(d))
 	}
-	if err := s.Pin(object("big", 2*testBlock)); !errors.Is(err, covey.ErrFull) {
+	if err := s.Pin(object("big", 5*testBlock)); !errors.Is(err, covey.ErrFull) {
 		t.Errorf("pin of what does not fit: %v", err)
 	}
 	mustPin(t, s, object("e", testBlock))

@@ -46,7 +46,7 @@ type Agent interface {
 	// bytes stay until they are evicted.
 	Unpin(ctx context.Context, path string) (Pinned, error)
 	// Evict frees what is cached at or below a path, at any version, and tells
-	// the mesh. Where anything is pinned it frees nothing: covey.ErrInvalid.
+	// the mesh. Where anything is pinned it frees nothing: covey.ErrReadOnly.
 	Evict(ctx context.Context, path string) (Evicted, error)
 	// Verify begins to compare what is cached at or below a path, or everything
 	// when it is empty, with its digests; blocks that differ are dropped. The job

@@ -108,9 +108,8 @@ func addStat(s *gateway.Stat, st blockstore.Stat, parts []blockstore.TierPart) {
 	}
 }
 
-// Pin pins every file at or below a path, or none. It refuses what cannot fit
-// before it writes anything; the store then has the last word, because others
-// admit blocks meanwhile.
+// Pin pins every file at or below a path, or none. What gives way to primaries makes
+// room for them.
 func (a *Agent) Pin(ctx context.Context, path string) (gateway.Pinned, error) {
 	pinned, err := a.pin(ctx, path)
 	if err != nil {
@@ -136,17 +135,8 @@ func (a *Agent) pin(ctx context.Context, path string) (gateway.Pinned, error) {
 	if err != nil {
 		return r, err
 	}
-	u := a.store.Usage()
-	if lack := need - (u.Budget - u.Used - u.Reserved); need > 0 && lack > 0 {
-		return r, a.noRoom(lack, len(fresh))
-	}
-	for i, o := range fresh {
-		if err = ctx.Err(); err == nil {
-			err = a.store.Pin(o)
-		}
-		if err != nil {
-			return r, a.pinFailed(err, fresh, i)
-		}
+	if n, err := a.store.PinAll(ctx, fresh); err != nil {
+		return r, a.pinFailed(err, fresh, n)
 	}
 	r.Changed, r.Missing = int64(len(fresh)), r.Missing+need
 	return r, nil
@@ -191,11 +181,7 @@ func (a *Agent) pinFailed(err error, fresh []covey.Object, failed int) error {
 	if !errors.As(err, &room) {
 		return err
 	}
-	lack := room.Missing
-	for _, o := range fresh[failed+1:] {
-		lack += a.store.Stat(o).Missing
-	}
-	return a.noRoom(lack, len(fresh))
+	return a.noRoom(room.Missing, len(fresh))
 }
 
 func (a *Agent) noRoom(lack int64, files int) error {
@@ -230,7 +216,7 @@ func (a *Agent) Evict(ctx context.Context, path string) (gateway.Evicted, error)
 	r := gateway.Evicted{Path: path}
 	err := a.sweep(ctx, path, func(du blockstore.Du) error {
 		if du.Pinned > 0 {
-			return fmt.Errorf("%d files there are pinned; unpin them first with `covey unpin`: %w", du.Pinned, covey.ErrInvalid)
+			return fmt.Errorf("%d of the files there are %w", du.Pinned, blockstore.ErrPinned)
 		}
 		return nil
 	}, func(p place, o covey.Object) error {
