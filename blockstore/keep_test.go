@@ -103,3 +103,37 @@ func blocksOf(o covey.Object) func(func(covey.Locator) bool) {
 		}
 	}
 }
+
+// Replicas that are about to be evicted stay when a pin comes first, and where a reader
+// does, because of whom all of the object would go.
+func TestReplicasStay(t *testing.T) {
+	for name, come := range map[string]func(*testing.T, *Store, covey.Object){
+		"pin": func(t *testing.T, s *Store, o covey.Object) { mustPin(t, s, o) },
+		"reader": func(t *testing.T, s *Store, o covey.Object) {
+			h, err := s.Get(o.Block(1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(h.Release)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			opts := twoTiers(MemFS(), 4*testBlock, 8*testBlock)
+			opts.still = true
+			s := mustOpenStore(t, opts)
+			o := object("o", 3*testBlock)
+			put(t, s, o.Block(0))
+			for i := 1; i < 3; i++ {
+				l := o.Block(i)
+				if err := s.PutReplica(l, placeOf(l), covey.Sum(content(l)), content(l), 1); err != nil {
+					t.Fatal(err)
+				}
+			}
+			come(t, s, o)
+			s.shelves[0].at.Load().dropReplicas(o, o.ID())
+			if got := s.Stat(o).Blocks; got != 3 {
+				t.Errorf("%d blocks are left", got)
+			}
+		})
+	}
+}

@@ -258,8 +258,10 @@ func (s *tier) dropReplicas(o covey.Object, id covey.ObjectID) bool {
 		s.mu.Lock()
 		e := s.table.find(&id)
 		replica := e != nil && s.table.has(e, i) && s.table.isReplica(e, i)
+		// A pin, or a reader because of whom all of the object would go, may have come.
+		stays := e != nil && (s.pinned(id) || e.flags&flagHanded != 0 || s.open[id] != nil)
 		s.mu.Unlock()
-		if e == nil {
+		if e == nil || stays {
 			return true
 		}
 		if !replica {
