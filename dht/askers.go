@@ -1,27 +1,19 @@
 package dht
 
-import "slices"
-
-// askers are the first peers that asked about an extent within crowdLife: enough
-// to tell whether many do.
+// askers tells whether more than one peer asked about an extent within crowdLife.
 type askers struct {
 	since stamp
-	n     uint8
-	peers [maxChildren]peerNum
+	first peerNum
+	any   bool
 	many  bool
 }
 
 // count takes in one more question.
 func (k *askers) count(p peerNum, now stamp) {
-	if k.n == 0 || now.since(k.since) > crowdLife {
-		*k = askers{since: now}
-	}
 	switch {
-	case slices.Contains(k.peers[:k.n], p):
-	case int(k.n) == len(k.peers):
+	case !k.any || now.since(k.since) > crowdLife:
+		*k = askers{since: now, first: p, any: true}
+	case p != k.first:
 		k.many = true
-	default:
-		k.peers[k.n] = p
-		k.n++
 	}
 }

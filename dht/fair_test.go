@@ -9,8 +9,7 @@ import (
 )
 
 // TestWhoReadsAllSendsLittle: one peer that is granted a whole extent, and a
-// crowd that always asks in the same order, share the sending: nobody has much
-// more to send than was received by each.
+// crowd that asks in the same order for every block, share the sending.
 func TestWhoReadsAllSendsLittle(t *testing.T) {
 	// In a bubble the processor takes no time, in which lines would become free.
 	synctest.Test(t, whoReadsAllSendsLittle)
@@ -40,15 +39,16 @@ func whoReadsAllSendsLittle(t *testing.T) {
 			most = max(most, n)
 		}
 		t.Logf("%d peers: the reader sends %d of %d blocks, the busiest %d", peers, sends[ids[0]], slots, most)
-		// In turns four to a peer, the reader would send 256.
-		if sends[ids[0]] > 2*slots || most > 2*slots {
+		// In the order of asking, four to a peer, the reader sends each four times, and
+		// so does every peer inside. The last that ask have nobody to send to.
+		if sends[ids[0]] > 2*slots || most > 3*slots {
 			t.Errorf("%d peers: the reader sends %d blocks, the busiest %d, all get %d", peers, sends[ids[0]], most, slots)
 		}
 	}
 }
 
 // TestFewHoldersAreNotToldToAll: what a peer did not ask for is named to it when
-// few ask, and to nobody when many do and few hold it: each would go to the same
+// it asks alone, and to nobody when more ask and few hold it: each would go to the same
 // holder.
 func TestFewHoldersAreNotToldToAll(t *testing.T) {
 	ids := peersNamed(40)
@@ -68,7 +68,7 @@ func TestFewHoldersAreNotToldToAll(t *testing.T) {
 	}
 	hold(ids[0])
 	for i, id := range ids[1:20] {
-		if got, want := told(id), i < maxChildren; got != want {
+		if got, want := told(id), i == 0; got != want {
 			t.Errorf("asker %d was told of the other block: %v", i, got)
 		}
 	}
@@ -80,14 +80,14 @@ func TestFewHoldersAreNotToldToAll(t *testing.T) {
 	}
 }
 
-// TestAskersAreForgotten: five that ask within two seconds are many, and not
-// those that ask one after the other.
+// TestAskersAreForgotten: two that ask within two seconds are many, and not those
+// that ask one after the other, or one that asks again.
 func TestAskersAreForgotten(t *testing.T) {
 	var k askers
 	second := stamp(time.Second / (time.Second / 10))
-	for i := range 30 {
-		if k.count(peerNum(i), stamp(i)*second); k.many {
-			t.Fatalf("%d peers, one a second, are many", i+1)
+	for i := range 10 {
+		if k.count(peerNum(i), stamp(i)*3*second); k.many {
+			t.Fatalf("%d peers, one in three seconds, are many", i+1)
 		}
 	}
 	for i := range 30 {
@@ -96,10 +96,7 @@ func TestAskersAreForgotten(t *testing.T) {
 			t.Fatalf("one peer that asks %d times is many", i+1)
 		}
 	}
-	for i := range maxChildren {
-		k.count(peerNum(100+i), 40*second)
-	}
-	if !k.many {
-		t.Error("five peers at once are not many")
+	if k.count(8, 41*second); !k.many {
+		t.Error("two peers at once are not many")
 	}
 }

@@ -153,6 +153,7 @@ func (t *table) grant(en *entry, slot int, asker peerNum, firstByte time.Duratio
 	*l = lease{slot: uint8(slot), peer: asker, id: rand.Uint64(), ttl: ttl, expires: now.Add(ttl), heard: now, marked: now}
 	en.disperse(slot)
 	en.turns.count(asker, t.stamp(now))
+	t.senders(now).send(asker) // what it reads it sends at least once
 	return BlockPlan{Slot: slot, State: Granted, Lease: l.id, TTL: ttl}
 }
 
