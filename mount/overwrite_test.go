@@ -24,7 +24,7 @@ func TestTruncatingOpenOfAFinishedDraft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(held)
+	defer func() { _ = unix.Close(held) }()
 	n := w.tree.nodes.walk("a")
 	if n == nil || !isDraft(n.version) {
 		t.Fatalf("the file that is written is no draft: %+v", n)
@@ -53,5 +53,37 @@ func TestTruncatingOpenOfAFinishedDraft(t *testing.T) {
 	}
 	if got, err := os.ReadFile(w.path("a")); err != nil || string(got) != "new" {
 		t.Fatalf("%q, %v", got, err)
+	}
+}
+
+// A create with O_TRUNC of what is there after all, which the kernel took for absent,
+// is the truncating open of it.
+func TestTruncatingCreateOfWhatIsThere(t *testing.T) {
+	w := startWritable(t, t.TempDir(), origin.Options{}, false)
+	if err := os.WriteFile(w.path("a"), []byte("old"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); w.tree.draftAt("a") != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the draft does not end")
+		}
+	}
+	in := &fuse.CreateIn{Flags: unix.O_WRONLY | unix.O_CREAT | unix.O_TRUNC, Mode: 0o600}
+	in.NodeId, in.Pid = fuse.FUSE_ROOT_ID, uint32(os.Getpid())
+	var out fuse.CreateOut
+	if status := w.tree.Create(nil, in, "a", &out); status != fuse.OK {
+		t.Fatalf("create: %v", status)
+	}
+	if n := w.tree.nodes.get(out.NodeId); n == nil || !isDraft(n.version) {
+		t.Fatalf("created %+v, want a draft", n)
+	}
+	w.tree.Release(nil, &fuse.ReleaseIn{InHeader: in.InHeader, Fh: out.Fh})
+	in.Flags = unix.O_WRONLY | unix.O_CREAT
+	if err := os.WriteFile(w.path("b"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	in.Flags |= unix.O_EXCL
+	if status := w.tree.Create(nil, in, "b", &out); status != fuse.Status(unix.EEXIST) {
+		t.Fatalf("exclusive create of what is there: %v", status)
 	}
 }

@@ -58,15 +58,20 @@ func (t *tree) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, ou
 	if excl {
 		t.names.Invalidate(path) // who asks for exclusion gets the origin's word
 	}
-	switch _, err := t.names.Lookup(ctx, path); {
+	mode := fs.FileMode(in.Mode).Perm()
+	switch e, err := t.names.Lookup(ctx, path); {
 	case err == nil && excl:
 		return fuse.Status(unix.EEXIST)
+	case err == nil && in.Flags&unix.O_TRUNC != 0 && e.Kind == dataset.File:
+		// An open of what is there would be told to look up again, too, and the
+		// kernel does that once: so its draft begins here.
+		mode = fs.FileMode(t.nodes.permissions(e))
 	case err == nil:
 		return fuse.Status(unix.ESTALE)
 	case !errors.Is(err, covey.ErrNotFound):
 		return t.refused(ctx, "create failed", path, err)
 	}
-	d, err := t.beginDraft(path, fs.FileMode(in.Mode).Perm(), excl)
+	d, err := t.beginDraft(path, mode, excl)
 	if err != nil {
 		return t.refused(ctx, "create failed", path, err)
 	}
