@@ -63,7 +63,8 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
     origin, dir = base / "origin", base / "mount"
     origin.mkdir()
     files = fill(origin)
-    with covey.testing.agent({origin: dir}) as running:
+    # The tests add files to the origin, and read them at once.
+    with covey.testing.agent({origin: dir}, options=["--max-age", "0s"]) as running:
         yield Mounted(running, origin, dir, files)
     assert running.process.returncode == 0, "the agent did not leave in peace"
     assert not dir.is_mount()

@@ -8,6 +8,7 @@ import random
 import struct
 import tarfile
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -203,11 +204,19 @@ def test_stateful_data_loader(shards, workers) -> None:
     assert got + keys(second) == whole
 
 
-def test_announces_over_the_mount(mounted) -> None:
-    for i in range(5):
-        make_tar(mounted.origin / f"s{i}.tar", i)
+@pytest.fixture
+def five(mounted) -> Iterator[list[str]]:
+    names = [f"s{i}.tar" for i in range(5)]
+    for i, name in enumerate(names):
+        make_tar(mounted.origin / name, i)
+    yield names
+    for name in names:
+        (mounted.origin / name).unlink()
+
+
+def test_announces_over_the_mount(mounted, five) -> None:
     agent = Agent(mounted.socket)
-    data = ShardDataset(mounted.dir, num_replicas=2, rank=1, socket=mounted.socket, job="shards", names=[f"s{i}.tar" for i in range(5)])
+    data = ShardDataset(mounted.dir, num_replicas=2, rank=1, socket=mounted.socket, job="shards", names=five)
     mine = data.shards(1, 2)
     reading = iter(data)
     next(reading)

@@ -3,7 +3,9 @@ from __future__ import annotations
 import gc
 import pathlib
 import random
+import shutil
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -24,9 +26,10 @@ def write(path: pathlib.Path, shard: int, records: int, how: str = "") -> list[b
 
 
 @pytest.fixture(scope="module")
-def made(mounted) -> dict[str, list[bytes]]:
+def made(mounted) -> Iterator[dict[str, list[bytes]]]:
     (mounted.origin / "tf").mkdir()
-    return {f"{i:02d}.tfrecord": write(mounted.origin / "tf" / f"{i:02d}.tfrecord", i, 5 + i) for i in range(9)}
+    yield {f"{i:02d}.tfrecord": write(mounted.origin / "tf" / f"{i:02d}.tfrecord", i, 5 + i) for i in range(9)}
+    shutil.rmtree(mounted.origin / "tf")
 
 
 def test_written_by_tensorflow(mounted, made) -> None:

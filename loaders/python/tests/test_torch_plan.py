@@ -36,7 +36,10 @@ def planned(agent: Agent, sampler: CoveySampler, **want) -> dict:
 
 
 def position(agent: Agent, sampler: CoveySampler, want: int) -> None:
-    planned(agent, sampler, ranks=[{**agent.plan(sampler.plan.id)["ranks"][0], "position": want}])
+    deadline = time.monotonic() + 20
+    while (ranks := agent.plan(sampler.plan.id)["ranks"])[0]["position"] != want:
+        assert time.monotonic() < deadline, ranks
+        time.sleep(0.02)
 
 
 def test_follows_every_epoch(mounted, data) -> None:
