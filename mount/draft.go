@@ -84,6 +84,7 @@ type writes struct {
 	mu        sync.Mutex
 	byPath    map[string]*draft
 	byVersion map[string]*draft
+	departed  map[string]time.Time // when files were renamed away from paths
 }
 
 // draftAge is how long a draft may be without a handle that was begun for an
@@ -96,7 +97,7 @@ func newWrites(o *WriteOptions, source string) *writes {
 	}
 	return &writes{
 		WriteOptions: *o, source: source, age: draftAge,
-		byPath: map[string]*draft{}, byVersion: map[string]*draft{},
+		byPath: map[string]*draft{}, byVersion: map[string]*draft{}, departed: map[string]time.Time{},
 	}
 }
 

@@ -87,3 +87,47 @@ func TestTruncatingCreateOfWhatIsThere(t *testing.T) {
 		t.Fatalf("exclusive create of what is there: %v", status)
 	}
 }
+
+// The node of a file that was renamed has the old path until the kernel hears of it.
+// A truncating open of it must not touch who has that path now.
+func TestTruncatingOpenOfARenamedFile(t *testing.T) {
+	w := startWritable(t, t.TempDir(), origin.Options{}, false)
+	write := func(name, data string) {
+		t.Helper()
+		if err := os.WriteFile(w.path(name), []byte(data), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(10 * time.Second); w.tree.draftAt(name) != nil; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the draft does not end")
+			}
+		}
+	}
+	write("a", "first")
+	held, err := unix.Open(w.path("a"), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(held) }()
+	n := w.tree.nodes.walk("a")
+	if n == nil {
+		t.Fatal("no node")
+	}
+	if err := os.Rename(w.path("a"), w.path("b")); err != nil {
+		t.Fatal(err)
+	}
+	write("a", "second")
+	in := &fuse.OpenIn{Flags: unix.O_WRONLY | unix.O_TRUNC}
+	in.NodeId, in.Pid = n.id, uint32(os.Getpid())
+	if status := w.tree.Open(nil, in, &fuse.OpenOut{}); status != fuse.Status(unix.ESTALE) {
+		t.Fatalf("open of the node that a was: %v, want ESTALE", status)
+	}
+	if w.tree.draftAt("a") != nil {
+		t.Fatal("the file that has the name now was truncated")
+	}
+	for name, want := range map[string]string{"a": "second", "b": "first"} {
+		if got, err := os.ReadFile(w.path(name)); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v, want %q", name, got, err, want)
+		}
+	}
+}

@@ -35,6 +35,8 @@ func (t *tree) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newNam
 	ctx := t.begin(cancel, &in.InHeader)
 	defer ctx.end()
 	r := &renaming{tree: t, from: from.child(oldName), to: to.child(newName), noReplace: in.Flags&unix.RENAME_NOREPLACE != 0}
+	// Before it shows: requests that name the old node are under way already.
+	t.writes.depart(r.from)
 	if err := r.run(ctx); err != nil {
 		return t.refused(ctx, "rename failed", r.from, err)
 	}

@@ -126,14 +126,15 @@ func (t *tree) openWrites(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Ope
 // keeps its bytes for those who have it open.
 //
 // The kernel looks up once more only: so the draft begins also where the node is
-// not the object's any more, or a second ESTALE would reach the program.
+// not the object's any more, or a second ESTALE would reach the program. A node from
+// before a rename is left alone: its path may be another file's by now.
 func (t *tree) overwrite(ctx context.Context, n *node) fuse.Status {
 	path := n.path()
 	e, err := t.names.Lookup(ctx, path)
 	if err != nil {
 		return t.failed(ctx, path, err)
 	}
-	if e.Kind == dataset.File {
+	if n.is(e) || e.Kind == dataset.File && !t.writes.hasDeparted(path) {
 		if _, err := t.beginDraft(path, fs.FileMode(t.nodes.permissions(e)), false); err != nil {
 			return t.refused(ctx, "open for writing failed", path, err)
 		}
