@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing
 import os
 import pathlib
 import pickle
+import time
 import warnings
 
 import pytest
 
 fsspec = pytest.importorskip("fsspec")
 
+from covey.agent import Agent, AgentError  # noqa: E402
 from covey.fsspec import CoveyFileSystem  # noqa: E402
 from covey.paths import CoveyWarning, Resolver  # noqa: E402
 
@@ -178,4 +181,17 @@ def test_pandas_and_pyarrow(mounted, tmp_path: pathlib.Path) -> None:
         table = dataset.dataset([f"{mount}/part-{part}.parquet" for part in range(2)], filesystem=fs).to_table()
         assert table.num_rows == 2000 and table.column("a").to_pylist() == 2 * list(range(1000))
     finally:
-        client.unmount(str(mount))
+        _unmount(client, mount)
+
+
+def _unmount(client: Agent, mount: pathlib.Path) -> None:
+    """pyarrow's threads close their files a moment after the result is there."""
+    deadline = time.monotonic() + 10
+    while True:
+        gc.collect()
+        try:
+            return client.unmount(str(mount))
+        except AgentError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
