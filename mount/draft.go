@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -190,8 +191,13 @@ func (w *writes) dress(n *node, a *fuse.Attr) (live bool) {
 	if d == nil {
 		return true
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(d.file.Fd()), &st); err != nil {
+	// Not by its descriptor, which the last close may take away meanwhile.
+	info, err := d.file.Stat()
+	if err != nil {
+		return true
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
 		return true
 	}
 	a.Size, a.Blocks = uint64(st.Size), uint64(st.Blocks)
