@@ -97,7 +97,7 @@ func startHeld(t *testing.T, source string) *heldMount {
 	t.Helper()
 	needFuse(t)
 	if os.Geteuid() != 0 {
-		t.Skip("a holder keeps the mounts of root only")
+		t.Skip("root is missing, which a holder needs; run the tests as root, as .ci/run does")
 	}
 	base := t.TempDir()
 	h := &heldMount{t: t, dir: filepath.Join(base, "mnt"), socket: filepath.Join(base, "h"), source: source}

@@ -258,7 +258,7 @@ func TestUmountRefuses(t *testing.T) {
 		t.Errorf("a plain directory: %v", err)
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("mounting a tmpfs needs root")
+		t.Skip("root is missing, which mounting a tmpfs needs; run the tests as root, as .ci/run does")
 	}
 	if err := unix.Mount("none", dir, "tmpfs", 0, "size=4k"); err != nil {
 		t.Skipf("mount a tmpfs: %v", err)
@@ -398,7 +398,7 @@ func TestIdleBackings(t *testing.T) {
 // TestReadahead checks that the kernel asks for 8 MiB ahead, in requests of 1 MiB.
 func TestReadahead(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("widening the readahead needs root")
+		t.Skip("root is missing, which widening the readahead needs; run the tests as root, as .ci/run does")
 	}
 	names := newFakeNames()
 	names.file("f", "v1", 64<<20)

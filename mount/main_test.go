@@ -137,7 +137,7 @@ type mounted struct {
 func needFuse(t testing.TB) {
 	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
-		t.Skip("/dev/fuse is missing: no FUSE mount can be tested here")
+		t.Skip("/dev/fuse is missing; load the module (modprobe fuse), as .ci/run does")
 	}
 }
 

@@ -281,7 +281,7 @@ func TestWritesAreRefused(t *testing.T) {
 // TestForget empties the node table once the kernel drops its caches.
 func TestForget(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("dropping the kernel's caches needs root")
+		t.Skip("root is missing, which dropping the kernel's caches needs; run the tests as root, as .ci/run does")
 	}
 	names := newFakeNames()
 	for i := range 500 {

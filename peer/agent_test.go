@@ -19,7 +19,7 @@ import (
 func newAgent(t *testing.T) (a *Agent, source string) {
 	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
-		t.Skip("needs /dev/fuse, which this machine lacks")
+		t.Skip("/dev/fuse is missing; load the module (modprobe fuse), as .ci/run does")
 	}
 	source = t.TempDir()
 	if err := os.WriteFile(filepath.Join(source, "f"), []byte("bytes"), 0o600); err != nil {

@@ -156,7 +156,7 @@ func TestPeerWithoutTheClusterKey(t *testing.T) {
 // (fault 10): the agent starts without a cache, says so, and serves.
 func TestCacheDirectoryThatCannotBeWritten(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to mount a small tmpfs")
+		t.Skip("root is missing, which mounting a small tmpfs needs; run the tests as root, as .ci/run does")
 	}
 	for name, options := range map[string]string{"read-only": "ro", "full": "size=16k"} {
 		t.Run(name, func(t *testing.T) {

@@ -34,7 +34,7 @@ func (l *lines) Write(p []byte) (int, error) {
 func demo(t *testing.T, interruptAt string) (string, error) {
 	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
-		t.Skip("needs /dev/fuse, which this machine lacks")
+		t.Skip("/dev/fuse is missing; load the module (modprobe fuse), as .ci/run does")
 	}
 	work, err := os.MkdirTemp("", "cv") // short, as socket paths have to be
 	if err != nil {

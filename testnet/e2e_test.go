@@ -62,7 +62,7 @@ type mesh struct {
 func newMesh(t *testing.T, files map[string]int) *mesh {
 	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
-		t.Skip("needs /dev/fuse, which this machine lacks")
+		t.Skip("/dev/fuse is missing; load the module (modprobe fuse), as .ci/run does")
 	}
 	dir, err := os.MkdirTemp("", "cv")
 	if err != nil {

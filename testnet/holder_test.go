@@ -20,7 +20,7 @@ import (
 // the longest took, from the kill to the next agent's answer.
 func TestAgentKilledUnderReaders(t *testing.T) { // fault 2
 	if os.Geteuid() != 0 {
-		t.Skip("a holder keeps the mounts of root only")
+		t.Skip("root is missing, which a holder needs; run the tests as root, as .ci/run does")
 	}
 	const size = 70 << 20
 	m := newMesh(t, map[string]int{"large": size, "small": 100 << 10})

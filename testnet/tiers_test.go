@@ -92,7 +92,7 @@ func TestAgentWithTwoTiers(t *testing.T) {
 // goes on, the tier says what it is, and comes back when it is asked to.
 func TestAgentWhoseTierFillsUp(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to mount a small tmpfs")
+		t.Skip("root is missing, which mounting a small tmpfs needs; run the tests as root, as .ci/run does")
 	}
 	m := newMesh(t, tieredFiles())
 	fast := filepath.Join(m.dir, "a1", "cache")

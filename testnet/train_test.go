@@ -84,7 +84,7 @@ func trained(tb testing.TB, c *testnet.Cluster, dir, source, cache string, args 
 // have a second between the plan and the first batch, as a job has.
 func BenchmarkTrain(b *testing.B) {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
-		b.Skip("needs /dev/fuse, which this machine lacks")
+		b.Skip("/dev/fuse is missing; load the module (modprobe fuse), as .ci/run does")
 	}
 	for _, l := range []struct {
 		name  string
