@@ -44,7 +44,7 @@ testnet: build ## a thousand nodes in virtual time: table here, page with charts
 	bin/covey testnet run thousand
 
 .PHONY: test
-test: check-fuse vet lint race crashes ## everything that CI runs
+test: check-fuse vet lint race crashes sim ## everything that CI runs
 
 .PHONY: check
 check: test ## the same as test
@@ -65,6 +65,12 @@ lint: bin/golangci-lint ## golangci-lint, as pinned in testnet/tools/lint
 .PHONY: race
 race: build bin/versitygw ## unit and end-to-end tests with the race detector
 	$(GO) test -race $(TESTFLAGS) ./...
+
+# With the race detector the simulations run with few seeds, which do not reach every
+# hard state; without it they must.
+.PHONY: sim
+sim: ## the simulated meshes with all their seeds, and that they met every trouble
+	$(GO) test -timeout 15m -count 1 ./testnet/sim
 
 # The store against a model, over disks that fail and lose power. 5,000 crashes take
 # under a minute on two idle cores; COVEY_CRASHES=100000 is the long form.

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import pathlib
 import sys
-import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -21,7 +20,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from digits import pictures, table  # noqa: E402
+from digits import Run, compare, pictures  # noqa: E402
 
 import covey.testing  # noqa: E402
 import covey.tf  # noqa: E402
@@ -80,7 +79,7 @@ def replica(index: int, root: str, socket: str | None, pipe) -> None:
                 pipe.send(None)
 
 
-def run(roots: list[str], agents: list[covey.testing.Running]) -> tuple[list[float], list[float], list[int]]:
+def run(roots: list[str], agents: list[covey.testing.Running]) -> Run:
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for i in range(REPLICAS):
@@ -114,24 +113,5 @@ def run(roots: list[str], agents: list[covey.testing.Running]) -> tuple[list[flo
     return losses, seconds, origin
 
 
-def main() -> int:
-    with tempfile.TemporaryDirectory() as directory:
-        base = pathlib.Path(directory)
-        size = write_shards(base / "shards")
-        native = run([str(base / "shards")], [])
-        mounts = [base / "node0", base / "node1"]
-        with covey.testing.mesh([{base / "shards": m} for m in mounts]) as agents:
-            meshed = run([str(m) for m in mounts], agents)
-        print(table([("native directory", *native), ("two agents", *meshed)]))
-        print(f"data set {size:,} bytes; origin/data set {sum(meshed[2]) / size:.4f}")
-        if meshed[0] != native[0]:
-            print("the losses differ", file=sys.stderr)
-            return 1
-        if sum(meshed[2]) > 1.01 * size:
-            print("the origin was read more than once", file=sys.stderr)
-            return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(compare(write_shards, run))

@@ -9,7 +9,6 @@ fails unless both runs have the same losses to the last bit.
 from __future__ import annotations
 
 import os
-import pathlib
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ import time
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from digits import table, write_folder
+from digits import Run, compare, write_folder
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -71,7 +70,7 @@ def train(rank: int, store: str, roots: list[str], sockets: list[str], results: 
     dist.destroy_process_group()
 
 
-def run(roots: list[str], agents: list[covey.testing.Running]) -> tuple[list[float], list[float], list[int]]:
+def run(roots: list[str], agents: list[covey.testing.Running]) -> Run:
     """The losses, seconds and origin bytes of each epoch."""
     losses, seconds, origin = [], [], []
     with tempfile.TemporaryDirectory() as directory:
@@ -96,24 +95,5 @@ def run(roots: list[str], agents: list[covey.testing.Running]) -> tuple[list[flo
     return losses, seconds, origin
 
 
-def main() -> int:
-    with tempfile.TemporaryDirectory() as directory:
-        base = pathlib.Path(directory)
-        size = write_folder(base / "images")
-        native = run([str(base / "images")], [])
-        mounts = [base / "node0", base / "node1"]
-        with covey.testing.mesh([{base / "images": m} for m in mounts]) as agents:
-            meshed = run([str(m) for m in mounts], agents)
-        print(table([("native directory", *native), ("two agents", *meshed)]))
-        print(f"data set {size:,} bytes; origin/data set {sum(meshed[2]) / size:.4f}")
-        if meshed[0] != native[0]:
-            print("the losses differ", file=sys.stderr)
-            return 1
-        if sum(meshed[2]) > 1.01 * size:
-            print("the origin was read more than once", file=sys.stderr)
-            return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(compare(write_folder, run))

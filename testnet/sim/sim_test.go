@@ -173,7 +173,7 @@ func TestZMarksReached(t *testing.T) {
 	marksSeen.Lock()
 	defer marksSeen.Unlock()
 	if marksSeen.runs < 30 {
-		t.Skip("not all tests of the package have run, or only with few seeds")
+		t.Skip("the package's other tests are missing, or most of their seeds: run all of it, without -short and -race, as make sim does")
 	}
 	for m := range marks {
 		if marksSeen.n[m.String()] == 0 {
