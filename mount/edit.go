@@ -37,19 +37,27 @@ func (t *tree) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out 
 	return fuse.OK
 }
 
+// removable returns the path of an entry that is to be removed, or why it cannot be.
+func (t *tree) removable(dir uint64, name string) (string, fuse.Status) {
+	if t.readOnly() {
+		return "", fuse.EROFS
+	}
+	n := t.nodes.get(dir)
+	if n == nil {
+		return "", fuse.Status(unix.ESTALE)
+	}
+	return n.child(name), fuse.OK
+}
+
 // Rmdir removes a directory that is empty at the origin and in which nothing is
 // being written.
 func (t *tree) Rmdir(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
-	if t.readOnly() {
-		return fuse.EROFS
-	}
-	dir := t.nodes.get(in.NodeId)
-	if dir == nil {
-		return fuse.Status(unix.ESTALE)
+	path, status := t.removable(in.NodeId, name)
+	if status != fuse.OK {
+		return status
 	}
 	ctx := t.begin(cancel, in)
 	defer ctx.end()
-	path := dir.child(name)
 	if t.writes.below(path) {
 		return fuse.Status(unix.ENOTEMPTY)
 	}
@@ -62,16 +70,12 @@ func (t *tree) Rmdir(cancel <-chan struct{}, in *fuse.InHeader, name string) fus
 // Unlink removes an object, or a draft, which then is never uploaded. Who has it
 // open keeps its bytes as far as they are cached.
 func (t *tree) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
-	if t.readOnly() {
-		return fuse.EROFS
-	}
-	dir := t.nodes.get(in.NodeId)
-	if dir == nil {
-		return fuse.Status(unix.ESTALE)
+	path, status := t.removable(in.NodeId, name)
+	if status != fuse.OK {
+		return status
 	}
 	ctx := t.begin(cancel, in)
 	defer ctx.end()
-	path := dir.child(name)
 	if d := t.draftAt(path); d != nil {
 		release, err := t.hold(ctx, d)
 		if err != nil {

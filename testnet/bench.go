@@ -63,16 +63,13 @@ type bench struct {
 // files, in turn in one run, and prints the medians and their ratio. The files
 // are on the same file system as the cache.
 func Bench(ctx context.Context, opts BenchOptions) (err error) {
-	if err := needFUSE(); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
-	dir, err := os.MkdirTemp("", "covey-bench-")
+	dir, remove, err := benchDir("", "covey-bench-")
 	if err != nil {
-		return fmt.Errorf("make a working directory: %w", err)
+		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer remove(&err)
 	native, at := filepath.Join(dir, "native"), filepath.Join(dir, "mount")
 	b := newBench(opts)
 	if err := b.makeFiles(native); err != nil {
@@ -254,26 +251,35 @@ func (b *bench) randomReads(dir string, size, n int) (float64, error) {
 
 // small opens, reads and closes every small file once in a shuffled order.
 func (b *bench) small(dir string, threads int) (float64, error) {
+	return filesASecond(benchSmallFiles, threads, benchSmallSize, func(i int) string {
+		return filepath.Join(dir, smallName(b.order[i]))
+	})
+}
+
+// filesASecond opens, reads and closes n files of one size, in order, by so many
+// threads side by side.
+func filesASecond(n, threads, size int, path func(i int) string) (float64, error) {
 	errs := make([]error, threads)
 	var next atomic.Int64
 	var all sync.WaitGroup
 	began := time.Now()
 	for t := range threads {
 		all.Go(func() {
-			buf := make([]byte, benchSmallSize+1)
+			buf := make([]byte, size+1)
 			for errs[t] == nil {
 				i := int(next.Add(1) - 1)
-				if i >= benchSmallFiles {
+				if i >= n {
 					return
 				}
-				errs[t] = readSmall(filepath.Join(dir, smallName(b.order[i])), buf)
+				errs[t] = readSmall(path(i), buf)
 			}
 		})
 	}
 	all.Wait()
-	return benchSmallFiles / time.Since(began).Seconds(), errors.Join(errs...)
+	return float64(n) / time.Since(began).Seconds(), errors.Join(errs...)
 }
 
+// readSmall reads a file that is one byte shorter than buf.
 func readSmall(path string, buf []byte) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -281,7 +287,7 @@ func readSmall(path string, buf []byte) error {
 	}
 	defer f.Close()
 	n, err := io.ReadFull(f, buf)
-	if n != benchSmallSize {
+	if n != len(buf)-1 {
 		return fmt.Errorf("%s: %d bytes: %w", path, n, err)
 	}
 	return nil

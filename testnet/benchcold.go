@@ -150,14 +150,11 @@ func (b coldBlocks) OpenWhole(o covey.Object) (*os.File, error) {
 // BenchCold measures first reads from an origin with 20 ms to the first byte and
 // 1 GiB/s, made up in this process, through mount, fetcher and store on tmpfs.
 func BenchCold(ctx context.Context, opts BenchOptions) (err error) {
-	if err := needFUSE(); err != nil {
+	dir, remove, err := benchDir("/dev/shm", "covey-cold-")
+	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("/dev/shm", "covey-cold-")
-	if err != nil {
-		return fmt.Errorf("make a working directory on tmpfs: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer remove(&err)
 	o := &slowOrigin{bytes: bytes.Repeat([]byte("covey!!\n"), 1<<17)}
 	var large, small []float64
 	for round := range opts.Rounds {
@@ -268,29 +265,5 @@ func coldSequential(path string) (rate, firstSecond float64, err error) {
 
 // coldSmall reads the directory's files in order, with eight readers side by side.
 func coldSmall(dir string) (float64, error) {
-	var next atomic.Int64
-	var all sync.WaitGroup
-	errs := make([]error, coldReaders)
-	began := time.Now()
-	for i := range errs {
-		all.Go(func() {
-			buf := make([]byte, coldFileSize+1)
-			for errs[i] == nil {
-				k := int(next.Add(1) - 1)
-				if k >= coldFiles {
-					return
-				}
-				var f *os.File
-				if f, errs[i] = os.Open(filepath.Join(dir, nameOf(k))); errs[i] != nil {
-					return
-				}
-				if n, _ := io.ReadFull(f, buf); n != coldFileSize {
-					errs[i] = fmt.Errorf("%s: %d bytes", nameOf(k), n)
-				}
-				f.Close()
-			}
-		})
-	}
-	all.Wait()
-	return coldFiles / time.Since(began).Seconds(), errors.Join(errs...)
+	return filesASecond(coldFiles, coldReaders, coldFileSize, func(i int) string { return filepath.Join(dir, nameOf(i)) })
 }

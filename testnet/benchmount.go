@@ -50,16 +50,13 @@ type budgetRow struct {
 // BenchMount prints every row of the mount's budget that there is, native and
 // mount in turn in one run.
 func BenchMount(ctx context.Context, opts BenchOptions) (err error) {
-	if err := needFUSE(); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
-	dir, err := os.MkdirTemp("", "covey-bench-")
+	dir, remove, err := benchDir("", "covey-bench-")
 	if err != nil {
-		return fmt.Errorf("make a working directory: %w", err)
+		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer remove(&err)
 	b := &mountBench{bench: newBench(opts), native: filepath.Join(dir, "native"), dir: dir}
 	if err := errors.Join(b.makeFiles(b.native), b.makeNames()); err != nil {
 		return err

@@ -20,14 +20,11 @@ import (
 // and through a mount of the same directory, the first names of a listing that is
 // still arriving, and the agent's memory.
 func BenchNames(ctx context.Context, opts BenchOptions, entries int) (err error) {
-	if err := needFUSE(); err != nil {
+	dir, remove, err := benchDir("/dev/shm", "covey-names-")
+	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("/dev/shm", "covey-names-")
-	if err != nil {
-		return fmt.Errorf("make a working directory on tmpfs: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer remove(&err)
 	native, at := filepath.Join(dir, "native"), filepath.Join(dir, "mount")
 	if err := os.Mkdir(native, 0o755); err != nil {
 		return err

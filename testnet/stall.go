@@ -57,16 +57,13 @@ type stallBench struct {
 // hold, through a mount that has nothing, while the one that most came from is
 // killed, or stopped, in the middle. Every byte is compared.
 func BenchStall(ctx context.Context, opts StallOptions) (err error) {
-	if err := needFUSE(); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	dir, err := os.MkdirTemp("", "covey-stall-")
+	dir, remove, err := benchDir("", "covey-stall-")
 	if err != nil {
-		return fmt.Errorf("make a working directory: %w", err)
+		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer remove(&err)
 	b := &stallBench{opts: opts, dir: dir, data: make([]byte, stallFile)}
 	random := rand.NewChaCha8([32]byte{benchSeed & 0xff})
 	_, _ = random.Read(b.data) // never fails
